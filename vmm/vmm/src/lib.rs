@@ -1,0 +1,21 @@
+//! Describes a VM and holds its process.
+//!
+//! ```text
+//! daemon ── Vm::spawn(VmSpec) ──► iii-vm ──► driver (vmm-qemu, …) ──► guest
+//!    ▲            │                 │ stdout: one VmEvent per line
+//!    └── guest channel: one end of a socket pair, the other goes through iii-vm into the VM
+//! ```
+//! Knows how a VM is described and supervised. Knows no driver, image or guest protocol.
+//!
+//! Always true:
+//! - The VM ends with its [`Vm`]: `iii-vm` holds a lifeline to us and dies when it closes.
+//! - [`VmEvent::Exited`] comes once, and last.
+
+mod process;
+mod spec;
+
+pub use process::{SpawnError, Vm, VmEvent, VmExit};
+pub use spec::{
+    AccelChoice, Egress, GatewayPort, HostTarget, MemoryMib, MemoryTooSmall, NetworkSpec, VcpuCount, VcpuCountInvalid, VmSpec, SCRATCH_DISK_BYTES,
+    ROOT_DISK_BYTES,
+};
