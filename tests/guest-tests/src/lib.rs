@@ -1,1 +1,1 @@
-//! Work in progress.
+//! Journeys that end inside real VMs, on the driver this machine picks. The tests are in `tests/`.

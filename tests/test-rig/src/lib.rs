@@ -1,1 +1,21 @@
-//! Work in progress.
+//! Starts the real programs, for any test.
+//!
+//! ```text
+//! test ── Rig::builder().config(..).start() ──► iii-engine ──► iii-daemon ──► iii-vm ──► guest
+//!              │                                    ▲
+//!              └── rig.iii(..), rig.trigger(..) ────┘  through the real `iii`
+//! ```
+//! Each rig has a home of its own; kit, base images, image store and templates are shared between rigs, as they are
+//! between the engines of one user. Knows programs and folders. Knows no crate of the house but `engine-client`.
+//!
+//! Always true:
+//! - When a [`Rig`] is dropped, its processes are gone, or the test fails.
+//! - A test that lacks something on this machine fails and names it; none is skipped.
+
+mod processes;
+mod registry;
+mod rig;
+
+pub use processes::{descendants, eventually, kill, wait_gone, Process};
+pub use registry::TestRegistry;
+pub use rig::{shared_home, Answer, Rig, RigBuilder};

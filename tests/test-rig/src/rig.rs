@@ -1,0 +1,337 @@
+//! One engine with its daemons, in a home and a project folder of its own.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::processes::{descendants, eventually, kill, wait_gone, Process};
+
+/// How long anything may take on a loaded two-core machine without hardware virtualisation.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A running engine; ends with all it started when dropped.
+pub struct Rig {
+    engine: Child,
+    port: u16,
+    bin: PathBuf,
+    home: TempDir,
+    project: TempDir,
+    env: BTreeMap<String, String>,
+}
+
+/// What is to be different from a plain engine.
+#[derive(Default)]
+pub struct RigBuilder {
+    workers: String,
+    env: BTreeMap<String, String>,
+    files: Vec<(String, String)>,
+    kit: Option<PathBuf>,
+}
+
+/// What a program said.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl RigBuilder {
+    /// YAML list items that go under `workers:` besides the port.
+    #[must_use]
+    pub fn workers(mut self, yaml: &str) -> Self {
+        self.workers.push_str(yaml);
+        self
+    }
+
+    /// `iii-sandbox` with both base images allowed.
+    #[must_use]
+    pub fn sandboxes(self) -> Self {
+        self.workers("  - name: iii-sandbox\n    config:\n      image_allowlist: [python, node]\n")
+    }
+
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// A file of the project, by its relative path.
+    #[must_use]
+    pub fn file(mut self, path: &str, content: &str) -> Self {
+        self.files.push((path.to_owned(), content.to_owned()));
+        self
+    }
+
+    /// Another kit than the installed one.
+    #[must_use]
+    pub fn kit(mut self, folder: &Path) -> Self {
+        self.kit = Some(folder.to_owned());
+        self
+    }
+
+    /// Starts the engine and waits until its daemons have registered.
+    ///
+    /// # Panics
+    /// When something does not start, or the kit or the images are missing.
+    #[must_use]
+    pub fn start(self) -> Rig {
+        assert_eq!(missing(), None);
+        let home = TempDir::with_prefix("iii-home-").expect("a temporary folder for the home");
+        let project = TempDir::with_prefix("iii-project-").expect("a temporary folder for the project");
+        share_home(home.path(), self.kit.as_deref());
+        let port = free_port();
+        let sandboxes = self.workers.contains("iii-sandbox");
+        let config = format!(
+            "workers:\n  - name: iii-worker-manager\n    config:\n      host: 127.0.0.1\n      port: {port}\n{}",
+            self.workers
+        );
+        fs::write(project.path().join("config.yaml"), config).expect("config.yaml");
+        for (path, content) in &self.files {
+            write_below(project.path(), path, content);
+        }
+        let bin = bin_dir();
+        let engine = engine_command(&bin, &home, &project, &self.env).spawn().expect("iii-engine starts");
+        let rig = Rig { engine, port, bin, home, project, env: self.env };
+        for worker in ["iii-worker-ops", "iii-sandbox"] {
+            if worker == "iii-worker-ops" || sandboxes {
+                rig.wait_for_worker(worker);
+            }
+        }
+        rig
+    }
+}
+
+impl Rig {
+    #[must_use]
+    pub fn builder() -> RigBuilder {
+        RigBuilder::default()
+    }
+
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("ws://127.0.0.1:{}", self.port)
+    }
+
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    #[must_use]
+    pub fn project(&self) -> &Path {
+        self.project.path()
+    }
+
+    #[must_use]
+    pub fn engine_pid(&self) -> i32 {
+        i32::try_from(self.engine.id()).expect("a pid fits")
+    }
+
+    /// Everything the engine has started, directly or not.
+    #[must_use]
+    pub fn family(&self) -> Vec<Process> {
+        descendants(self.engine_pid())
+    }
+
+    /// Those of the family whose command line contains `text`.
+    #[must_use]
+    pub fn family_named(&self, text: &str) -> Vec<Process> {
+        self.family().into_iter().filter(|process| process.command.contains(text)).collect()
+    }
+
+    /// The engine's and its daemons' log so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.project().join("engine.log")).unwrap_or_default()
+    }
+
+    pub fn write(&self, path: &str, content: &str) {
+        write_below(self.project(), path, content);
+    }
+
+    /// A command for `iii`, in the project's folder.
+    #[must_use]
+    pub fn iii_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.bin.join("iii"));
+        command.args(arguments).current_dir(self.project()).env("III_HOME", self.home()).env("III_BIN_DIR", &self.bin);
+        command.envs(&self.env).env("NO_COLOR", "1").stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `iii worker ...` or another command that takes `--port`.
+    #[must_use]
+    pub fn iii(&self, arguments: &[&str]) -> Answer {
+        Answer::of(&mut self.iii_command(arguments))
+    }
+
+    /// Calls a function; `Err` is the error body.
+    ///
+    /// # Errors
+    /// What the function, or the engine, answered instead of a result.
+    pub fn trigger(&self, function: &str, payload: &Value) -> Result<Value, Value> {
+        let port = self.port.to_string();
+        let answer = self.iii(&["trigger", function, "--port", &port, "--timeout-ms", "280000", "--json", &payload.to_string()]);
+        if answer.status == 0 {
+            return Ok(if answer.stdout.trim().is_empty() { Value::Null } else { parse(&answer.stdout) });
+        }
+        Err(match answer.stderr.split_once("Error: ") {
+            Some((_, body)) => serde_json::from_str(body.trim()).unwrap_or_else(|_| Value::String(answer.stderr.clone())),
+            None => Value::String(answer.stderr),
+        })
+    }
+
+    /// As [`Rig::trigger`], for a call that must succeed.
+    #[must_use]
+    pub fn call(&self, function: &str, payload: &Value) -> Value {
+        self.trigger(function, payload)
+            .unwrap_or_else(|error| panic!("{function} {payload} failed: {error:#}\nlog:\n{}", self.log()))
+    }
+
+    /// Waits until the engine lists a worker of this name.
+    pub fn wait_for_worker(&self, name: &str) {
+        let seen = eventually(PATIENCE, || {
+            self.trigger("engine::workers::info", &serde_json::json!({ "name": name })).ok()
+        });
+        assert!(seen.is_some(), "worker {name} did not register\nlog:\n{}", self.log());
+    }
+
+    /// Sends SIGTERM, waits, and returns the exit status and who of the family is left.
+    #[must_use]
+    pub fn stop(mut self) -> (Option<i32>, Vec<Process>) {
+        let family = self.family();
+        kill(self.engine_pid(), Signal::SIGTERM);
+        let status = self.engine.wait().ok().and_then(|status| status.code());
+        (status, wait_gone(&family, Duration::from_secs(30)))
+    }
+
+    /// Sends SIGKILL to the engine and returns who of the family is left in the end.
+    #[must_use]
+    pub fn kill_engine(mut self) -> Vec<Process> {
+        let family = self.family();
+        kill(self.engine_pid(), Signal::SIGKILL);
+        let _ = self.engine.wait();
+        wait_gone(&family, Duration::from_secs(30))
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let family = self.family();
+        kill(self.engine_pid(), Signal::SIGTERM);
+        let ended = eventually(Duration::from_secs(30), || self.engine.try_wait().ok().flatten());
+        if ended.is_none() {
+            let _ = self.engine.kill();
+            let _ = self.engine.wait();
+        }
+        let left = wait_gone(&family, Duration::from_secs(30));
+        if thread::panicking() {
+            eprintln!("engine log:\n{}", self.log());
+        } else {
+            assert!(left.is_empty(), "left running: {left:#?}");
+        }
+    }
+}
+
+impl Answer {
+    /// Runs `command` to its end.
+    #[must_use]
+    pub fn of(command: &mut Command) -> Self {
+        let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        Self {
+            status: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// Kit, base images, image store and templates that all rigs of this machine share.
+#[must_use]
+pub fn shared_home() -> PathBuf {
+    let installed = std::env::var_os("III_HOME").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".iii"),
+        PathBuf::from,
+    );
+    let shared = bin_dir().join("../test-home");
+    fs::create_dir_all(&shared).expect("the shared test home");
+    let _ = symlink(installed.join("lib"), shared.join("lib"));
+    for folder in ["images", "templates"] {
+        fs::create_dir_all(shared.join(folder)).expect("a shared folder");
+    }
+    shared.canonicalize().expect("the shared test home")
+}
+
+/// What a guest test needs and this machine lacks; `None` when all is there.
+fn missing() -> Option<String> {
+    let lib = shared_home().join("lib");
+    for (path, hint) in [("kit/kit.json", "make kit"), ("images/python/index.json", "make images")] {
+        if !lib.join(path).exists() {
+            return Some(format!("{} is missing: run `{hint}`", lib.join(path).display()));
+        }
+    }
+    None
+}
+
+fn share_home(home: &Path, kit: Option<&Path>) {
+    let shared = shared_home();
+    for folder in ["images", "templates"] {
+        symlink(shared.join(folder), home.join(folder)).expect("a link to a shared folder");
+    }
+    match kit {
+        None => symlink(shared.join("lib"), home.join("lib")).expect("a link to the kit"),
+        Some(kit) => {
+            fs::create_dir(home.join("lib")).expect("lib");
+            symlink(kit, home.join("lib/kit")).expect("a link to the kit");
+            symlink(shared.join("lib/images"), home.join("lib/images")).expect("a link to the images");
+        }
+    }
+}
+
+fn engine_command(bin: &Path, home: &TempDir, project: &TempDir, env: &BTreeMap<String, String>) -> Command {
+    let log = File::create(project.path().join("engine.log")).expect("engine.log");
+    let mut command = Command::new(bin.join("iii-engine"));
+    command.args(["--config", "config.yaml", "--no-update-check"]).current_dir(project.path());
+    command.env("III_HOME", home.path()).env("III_BIN_DIR", bin).envs(env).stdin(Stdio::null());
+    command.stdout(log.try_clone().expect("a second descriptor of the log")).stderr(log);
+    command
+}
+
+fn bin_dir() -> PathBuf {
+    std::env::var_os("III_BIN_DIR").map_or_else(
+        || {
+            // tests run as target/<profile>/deps/<test>
+            let test = std::env::current_exe().expect("a path of this program");
+            test.parent().and_then(Path::parent).expect("a build folder").to_owned()
+        },
+        PathBuf::from,
+    )
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
+fn write_below(folder: &Path, path: &str, content: &str) {
+    let path = folder.join(path);
+    fs::create_dir_all(path.parent().expect("a parent")).expect("the parent folder");
+    fs::write(&path, content).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}
+
+fn parse(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"))
+}
