@@ -1,0 +1,112 @@
+//! What a machine can lack, and what can be killed: each with its error, and nothing left behind.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{json, Value};
+use test_rig::{eventually, kill, shared_home, wait_gone, Rig};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn run(rig: &Rig) -> Result<Value, Value> {
+    rig.trigger("sandbox::run", &json!({ "image": "python", "code": "print('ok')" }))
+}
+
+/// A kit with everything of the installed one but the named file.
+fn kit_without(folder: &Path, missing: &str) {
+    for entry in fs::read_dir(shared_home().join("lib/kit")).expect("the kit").flatten() {
+        if entry.file_name() != missing {
+            symlink(entry.path(), folder.join(entry.file_name())).expect("a link");
+        }
+    }
+}
+
+fn refused(rig: &Rig, words: &[&str]) {
+    let error = run(rig).expect_err("cannot boot");
+    let text = error.to_string();
+    assert!(text.contains("S300"), "{error}");
+    for word in words {
+        assert!(text.contains(word), "`{word}` is not in {error}");
+    }
+    let runs: Vec<_> =
+        fs::read_dir(rig.home().join("run")).expect("run").flatten().filter(|entry| entry.path().is_dir()).collect();
+    assert!(runs.is_empty(), "left behind: {runs:?}");
+}
+
+#[test]
+fn without_qemu_the_error_names_the_package() {
+    let rig = Rig::builder().sandboxes().env("III_QEMU", "/no/such/qemu").start();
+    refused(&rig, &["/no/such/qemu", "qemu-system-x86"]);
+}
+
+#[test]
+fn without_a_kernel_the_error_names_the_command() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    kit_without(folder.path(), "kernel");
+    let rig = Rig::builder().sandboxes().kit(folder.path()).start();
+    refused(&rig, &["kernel", "make kit"]);
+}
+
+#[test]
+fn a_damaged_template_falls_back_to_a_cold_boot() {
+    let rig = Rig::builder().sandboxes().start();
+    run(&rig).expect("a template is built");
+    let templates = rig.home().join("templates").canonicalize().expect("templates");
+    let mut damaged = 0;
+    for entry in fs::read_dir(&templates).expect("templates").flatten() {
+        let state = entry.path().join("state");
+        if state.is_file() {
+            let length = fs::metadata(&state).expect("state").len();
+            fs::OpenOptions::new().write(true).open(&state).and_then(|file| file.set_len(length / 2)).expect("cut short");
+            damaged += 1;
+        }
+    }
+    assert!(damaged > 0, "no template in {}", templates.display());
+    let answer = run(&rig).unwrap_or_else(|error| panic!("{error:#}\n{}", rig.log()));
+    assert_eq!(answer["stdout"], "ok\n");
+}
+
+#[test]
+fn a_killed_vm_is_reported_and_leaves_nothing() {
+    for program in ["qemu-system", "iii-vm"] {
+        let rig = Rig::builder().sandboxes().start();
+        let created = rig.call("sandbox::create", &json!({ "image": "python" }));
+        let victims = rig.family_named(program);
+        let all = [rig.family_named("qemu-system"), rig.family_named("iii-vm")].concat();
+        kill(victims.last().expect("a VM").pid, Signal::SIGKILL);
+        assert!(wait_gone(&all, PATIENCE).is_empty(), "{program}: {:#?}", rig.family());
+        let error = rig
+            .trigger("sandbox::exec", &json!({ "sandbox_id": created["sandbox_id"], "argv": ["true"] }))
+            .expect_err("the VM is gone");
+        assert!(["S002", "S004"].contains(&error["code"].as_str().unwrap_or("")), "{program}: {error}");
+        let clean = eventually(PATIENCE, || {
+            let left = fs::read_dir(rig.home().join("run")).ok()?.flatten().any(|entry| entry.path().is_dir());
+            (!left).then_some(())
+        });
+        assert!(clean.is_some(), "{program}: a run directory is left");
+    }
+}
+
+#[test]
+fn a_killed_engine_or_daemon_takes_its_vms_along() {
+    for program in ["iii-engine", "iii-daemon sandboxes"] {
+        let rig = Rig::builder().sandboxes().start();
+        let _ = rig.call("sandbox::create", &json!({ "image": "python" }));
+        let machines = [rig.family_named("qemu-system"), rig.family_named("iii-vm")].concat();
+        assert!(machines.len() >= 2, "{machines:#?}");
+        if program == "iii-engine" {
+            let left = rig.kill_engine();
+            assert!(left.is_empty(), "{left:#?}");
+        } else {
+            kill(rig.family_named(program).first().expect("the daemon").pid, Signal::SIGKILL);
+            assert!(wait_gone(&machines, PATIENCE).is_empty(), "{:#?}", rig.family());
+            let back = eventually(PATIENCE, || run(&rig).ok());
+            assert!(back.is_some(), "{}", rig.log());
+            let clean = fs::read_dir(rig.home().join("run")).expect("run").flatten().all(|e| !e.path().is_dir());
+            assert!(clean, "the dead daemon's run directory is left");
+        }
+    }
+}
