@@ -22,10 +22,10 @@
 mod frame;
 mod messages;
 
-pub use frame::{Header, HeaderError, Kind, StreamId, LAST, MAX_BODY_BYTES};
+pub use frame::{Header, HeaderError, Kind, LAST, MAX_BODY_BYTES, StreamId};
 pub use messages::{
-    Control, DirEntry, Disk, ErrorCode, ExecFile, ExecRequest, GuestFailure, Hello, Identity, Network,
-    Reply, Request, SuperviseRequest, TerminalSize,
+    Control, DirEntry, Disk, ErrorCode, ExecFile, ExecRequest, GuestFailure, Hello, Identity, Network, Reply, Request,
+    SuperviseRequest, TerminalSize,
 };
 
 /// Raised when a request is added or changes its meaning. Both ends ship together, but a template of an

@@ -156,7 +156,9 @@ pub struct SuperviseRequest {
 pub enum Control {
     Resize(TerminalSize),
     /// To the whole process group.
-    Signal { signal: i32 },
+    Signal {
+        signal: i32,
+    },
     /// `Supervise`: SIGTERM, grace, SIGKILL, and a new life.
     Restart,
     /// `Supervise`: end the program and the stream. `Exec`: kill the group; `Exited` still follows.
@@ -171,15 +173,36 @@ pub enum Control {
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
     Done,
-    Adopted { kernel: String, boot_id: String },
-    Started { pid: u32 },
+    Adopted {
+        kernel: String,
+        boot_id: String,
+    },
+    Started {
+        pid: u32,
+    },
     /// `code` is 128 + n after signal n. With `timed_out` it is what the kill left.
-    Exited { code: i32, timed_out: bool },
-    Entries { entries: Vec<DirEntry> },
-    File { size: u64, mode: u32, mtime: i64 },
-    Written { bytes: u64 },
-    Synced { files: u64, deleted: u64 },
-    Count { count: u64 },
+    Exited {
+        code: i32,
+        timed_out: bool,
+    },
+    Entries {
+        entries: Vec<DirEntry>,
+    },
+    File {
+        size: u64,
+        mode: u32,
+        mtime: i64,
+    },
+    Written {
+        bytes: u64,
+    },
+    Synced {
+        files: u64,
+        deleted: u64,
+    },
+    Count {
+        count: u64,
+    },
     /// Always LAST.
     Failed(GuestFailure),
 }

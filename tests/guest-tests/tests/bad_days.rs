@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use serde_json::{json, Value};
-use test_rig::{eventually, kill, shared_home, wait_gone, Rig};
+use serde_json::{Value, json};
+use test_rig::{Rig, eventually, kill, shared_home, wait_gone};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -60,7 +60,11 @@ fn a_damaged_template_falls_back_to_a_cold_boot() {
         let state = entry.path().join("state");
         if state.is_file() {
             let length = fs::metadata(&state).expect("state").len();
-            fs::OpenOptions::new().write(true).open(&state).and_then(|file| file.set_len(length / 2)).expect("cut short");
+            fs::OpenOptions::new()
+                .write(true)
+                .open(&state)
+                .and_then(|file| file.set_len(length / 2))
+                .expect("cut short");
             damaged += 1;
         }
     }

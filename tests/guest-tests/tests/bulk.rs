@@ -1,13 +1,13 @@
 //! Much data, one way and the other, while somebody else wants an answer.
 
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use engine_client::{Client, ClientConfig, Item};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use test_rig::Rig;
 
@@ -70,8 +70,10 @@ fn two_hundred_mebibytes_arrive_whole_by_every_way() {
         let id = call(&client, "sandbox::create", json!({ "image": "python" })).await["sandbox_id"].clone();
         let other = call(&client, "sandbox::create", json!({ "image": "python" })).await["sandbox_id"].clone();
         let done = Arc::new(AtomicBool::new(false));
-        let second_client = Client::connect(ClientConfig { url: rig.url(), name: "bystander".into(), description: None });
-        let watching = tokio::spawn(bystander(second_client, other.as_str().expect("an id").to_owned(), Arc::clone(&done)));
+        let second_client =
+            Client::connect(ClientConfig { url: rig.url(), name: "bystander".into(), description: None });
+        let watching =
+            tokio::spawn(bystander(second_client, other.as_str().expect("an id").to_owned(), Arc::clone(&done)));
 
         // In: fs::write from a channel.
         let pair = client.create_channel(64).await.expect("a channel");
@@ -85,11 +87,16 @@ fn two_hundred_mebibytes_arrive_whole_by_every_way() {
             }
             writer.close().await.expect("closed");
         });
-        let written =
-            call(&client, "sandbox::fs::write", json!({ "sandbox_id": id, "path": "/root/big", "content": pair.reader })).await;
+        let written = call(
+            &client,
+            "sandbox::fs::write",
+            json!({ "sandbox_id": id, "path": "/root/big", "content": pair.reader }),
+        )
+        .await;
         feeding.await.expect("fed");
         assert_eq!(written["bytes_written"], TOTAL_MIB * MIB, "{written}");
-        let inside = call(&client, "sandbox::exec", json!({ "sandbox_id": id, "argv": ["sha256sum", "/root/big"] })).await;
+        let inside =
+            call(&client, "sandbox::exec", json!({ "sandbox_id": id, "argv": ["sha256sum", "/root/big"] })).await;
         assert!(inside["stdout"].as_str().unwrap_or("").starts_with(&expected_digest()), "{inside}");
 
         // Out: fs::read.
@@ -99,7 +106,8 @@ fn two_hundred_mebibytes_arrive_whole_by_every_way() {
 
         // Out: the standard output of a command.
         let streamed =
-            call(&client, "sandbox::exec", json!({ "sandbox_id": id, "argv": ["cat", "/root/big"], "stream": true })).await;
+            call(&client, "sandbox::exec", json!({ "sandbox_id": id, "argv": ["cat", "/root/big"], "stream": true }))
+                .await;
         let stdout = serde_json::from_value(streamed["stdout"].clone()).expect("a channel");
         assert_eq!(drain(&client, &stdout).await, expected_digest(), "exec stdout");
 
@@ -143,7 +151,8 @@ fn the_relay_carries_two_hundred_mebibytes_both_ways() {
         .file("bulk/worker.py", include_str!("guest/bulk_worker.py"))
         .file("bulk/ws.py", include_str!("guest/ws.py"))
         .start();
-    let added = rig.trigger("worker::add", &json!({ "source": { "kind": "local", "path": rig.project().join("bulk") } }));
+    let added =
+        rig.trigger("worker::add", &json!({ "source": { "kind": "local", "path": rig.project().join("bulk") } }));
     added.unwrap_or_else(|error| panic!("{error:#}\n{}", rig.log()));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
@@ -190,8 +199,10 @@ fn a_guest_with_network_reaches_no_loopback_port_of_the_host() {
         \x20except OSError: print(address,'closed')\n\
         try: print('resolver', socket.gethostbyname('no-such-name.invalid'))\n\
         except OSError as error: print('no such name')\n";
-    let answer =
-        rig.call("sandbox::exec", &json!({ "sandbox_id": created["sandbox_id"], "argv": ["python3", "-c", script, port.to_string()] }));
+    let answer = rig.call(
+        "sandbox::exec",
+        &json!({ "sandbox_id": created["sandbox_id"], "argv": ["python3", "-c", script, port.to_string()] }),
+    );
     let expected = "100.96.0.1 closed\n127.0.0.1 closed\n169.254.169.254 closed\nno such name\n";
     assert_eq!(answer["stdout"], expected, "{answer}");
     drop(server);

@@ -5,8 +5,8 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use serde_json::{json, Value};
-use test_rig::{wait_gone, Rig};
+use serde_json::{Value, json};
+use test_rig::{Rig, wait_gone};
 
 fn create(rig: &Rig, request: &Value) -> String {
     let answer = rig.call("sandbox::create", request);
@@ -49,7 +49,8 @@ fn a_file_written_into_a_sandbox_runs_there() {
     assert_eq!(listed["entries"][0]["name"], "hello.py", "{listed}");
     let stopped = rig.call("sandbox::stop", &json!({ "sandbox_id": id, "wait": true }));
     assert_eq!(stopped["stopped"], true);
-    let gone = rig.trigger("sandbox::exec", &json!({ "sandbox_id": id, "argv": ["true"] })).expect_err("a stopped sandbox");
+    let gone =
+        rig.trigger("sandbox::exec", &json!({ "sandbox_id": id, "argv": ["true"] })).expect_err("a stopped sandbox");
     assert!(["S002", "S004"].contains(&code(&gone)), "{gone}");
 }
 
@@ -200,7 +201,8 @@ fn thirty_sandboxes_at_once_all_answer_and_leave_nothing() {
     }
     let left = wait_gone(&[machines, emulators].concat(), Duration::from_secs(60));
     assert!(left.is_empty(), "left running: {left:#?}");
-    let dirs: Vec<_> = fs::read_dir(rig.home().join("run")).expect("run").flatten().filter(|e| e.path().is_dir()).collect();
+    let dirs: Vec<_> =
+        fs::read_dir(rig.home().join("run")).expect("run").flatten().filter(|e| e.path().is_dir()).collect();
     assert!(dirs.is_empty(), "left on disk: {dirs:?}");
     let mounts = fs::read_to_string("/proc/mounts").expect("mounts");
     assert!(!mounts.contains(&rig.home().display().to_string()), "left mounted: {mounts}");

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use serde_json::{json, Value};
-use test_rig::{eventually, Rig};
+use serde_json::{Value, json};
+use test_rig::{Rig, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(280);
 
@@ -12,7 +12,9 @@ const BARE_WORKER: &str = include_str!("guest/bare_worker.py");
 const WEB_SOCKET: &str = include_str!("guest/ws.py");
 
 fn manifest(name: &str, install: &str, start: &str) -> String {
-    format!("name: {name}\nruntime:\n  base_image: python\nscripts:\n  install: \"{install}\"\n  start: {start}\nresources:\n  cpus: 1\n  memory: 512\n")
+    format!(
+        "name: {name}\nruntime:\n  base_image: python\nscripts:\n  install: \"{install}\"\n  start: {start}\nresources:\n  cpus: 1\n  memory: 512\n"
+    )
 }
 
 fn bare_rig() -> Rig {
@@ -34,7 +36,17 @@ fn details(error: &Value) -> Value {
 }
 
 fn boot_id(rig: &Rig, worker: &str) -> String {
-    rig.iii(&["worker", "exec", "--port", &rig.port().to_string(), worker, "--", "cat", "/proc/sys/kernel/random/boot_id"]).stdout
+    rig.iii(&[
+        "worker",
+        "exec",
+        "--port",
+        &rig.port().to_string(),
+        worker,
+        "--",
+        "cat",
+        "/proc/sys/kernel/random/boot_id",
+    ])
+    .stdout
 }
 
 #[test]
@@ -77,7 +89,8 @@ fn exec_passes_streams_and_status_through() {
     let rig = bare_rig();
     add(&rig, "bare").unwrap_or_else(|error| panic!("{error:#}\n{}", rig.log()));
     let port = rig.port().to_string();
-    let answer = rig.iii(&["worker", "exec", "--port", &port, "bare", "--", "sh", "-c", "uname -s; echo oops >&2; exit 3"]);
+    let answer =
+        rig.iii(&["worker", "exec", "--port", &port, "bare", "--", "sh", "-c", "uname -s; echo oops >&2; exit 3"]);
     assert_eq!((answer.status, answer.stdout.as_str()), (3, "Linux\n"), "{answer:?}");
     assert!(answer.stderr.contains("oops"), "{answer:?}");
     let answer = rig.iii(&["worker", "exec", "--port", &port, "bare", "--", "no-such-program"]);

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-use test_rig::{eventually, kill, wait_gone, Answer, Rig};
+use test_rig::{Answer, Rig, eventually, kill, wait_gone};
 
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 

@@ -10,10 +10,8 @@ const PYTHON_SDK: &str = "iii-sdk==0.19.7";
 const NPM_SDK: &str = "iii-sdk@0.22.1";
 
 fn cache(name: &str) -> PathBuf {
-    let base = std::env::var_os("XDG_CACHE_HOME").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"),
-        PathBuf::from,
-    );
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .map_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"), PathBuf::from);
     base.join("iii/sdk").join(name)
 }
 
@@ -63,7 +61,11 @@ fn python_and_node_call_each_other_ten_thousand_times() {
     let rig = Rig::builder().start();
     let start = |command: &mut Command| {
         command.env("III_URL", rig.url()).env("OTEL_ENABLED", "false").stdin(Stdio::null());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"))
     };
     let in_python = start(Command::new(python).arg(programs.join("python_worker.py")));
     let in_node = start(Command::new("node").arg(script));

@@ -16,6 +16,6 @@ mod processes;
 mod registry;
 mod rig;
 
-pub use processes::{descendants, eventually, kill, wait_gone, Process};
+pub use processes::{Process, descendants, eventually, kill, wait_gone};
 pub use registry::TestRegistry;
-pub use rig::{shared_home, Answer, Rig, RigBuilder};
+pub use rig::{Answer, Rig, RigBuilder, shared_home};

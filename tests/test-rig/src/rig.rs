@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::processes::{descendants, eventually, kill, wait_gone, Process};
+use crate::processes::{Process, descendants, eventually, kill, wait_gone};
 
 /// How long anything may take on a loaded two-core machine without hardware virtualisation.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -185,12 +185,15 @@ impl Rig {
     /// What the function, or the engine, answered instead of a result.
     pub fn trigger(&self, function: &str, payload: &Value) -> Result<Value, Value> {
         let port = self.port.to_string();
-        let answer = self.iii(&["trigger", function, "--port", &port, "--timeout-ms", "280000", "--json", &payload.to_string()]);
+        let answer =
+            self.iii(&["trigger", function, "--port", &port, "--timeout-ms", "280000", "--json", &payload.to_string()]);
         if answer.status == 0 {
             return Ok(if answer.stdout.trim().is_empty() { Value::Null } else { parse(&answer.stdout) });
         }
         Err(match answer.stderr.split_once("Error: ") {
-            Some((_, body)) => serde_json::from_str(body.trim()).unwrap_or_else(|_| Value::String(answer.stderr.clone())),
+            Some((_, body)) => {
+                serde_json::from_str(body.trim()).unwrap_or_else(|_| Value::String(answer.stderr.clone()))
+            }
             None => Value::String(answer.stderr),
         })
     }
@@ -204,9 +207,8 @@ impl Rig {
 
     /// Waits until the engine lists a worker of this name.
     pub fn wait_for_worker(&self, name: &str) {
-        let seen = eventually(PATIENCE, || {
-            self.trigger("engine::workers::info", &serde_json::json!({ "name": name })).ok()
-        });
+        let seen =
+            eventually(PATIENCE, || self.trigger("engine::workers::info", &serde_json::json!({ "name": name })).ok());
         assert!(seen.is_some(), "worker {name} did not register\nlog:\n{}", self.log());
     }
 
@@ -263,10 +265,8 @@ impl Answer {
 /// Kit, base images, image store and templates that all rigs of this machine share.
 #[must_use]
 pub fn shared_home() -> PathBuf {
-    let installed = std::env::var_os("III_HOME").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".iii"),
-        PathBuf::from,
-    );
+    let installed = std::env::var_os("III_HOME")
+        .map_or_else(|| PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".iii"), PathBuf::from);
     let shared = bin_dir().join("../test-home");
     fs::create_dir_all(&shared).expect("the shared test home");
     let _ = symlink(installed.join("lib"), shared.join("lib"));

@@ -16,6 +16,6 @@ mod spec;
 
 pub use process::{SpawnError, Vm, VmEvent, VmExit};
 pub use spec::{
-    AccelChoice, Egress, GatewayPort, HostTarget, MemoryMib, MemoryTooSmall, NetworkSpec, VcpuCount, VcpuCountInvalid, VmSpec, SCRATCH_DISK_BYTES,
-    ROOT_DISK_BYTES,
+    AccelChoice, Egress, GatewayPort, HostTarget, MemoryMib, MemoryTooSmall, NetworkSpec, ROOT_DISK_BYTES,
+    SCRATCH_DISK_BYTES, VcpuCount, VcpuCountInvalid, VmSpec,
 };
