@@ -1,0 +1,91 @@
+//! Turns the generic, waiting guest into a particular one.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use guest_protocol::{GuestFailure, Identity};
+use nix::mount::{MsFlags, mount};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_settime};
+
+use crate::users::Account;
+use crate::wire::io_failure;
+use crate::{boot, network, root, sys};
+
+/// Where the host's certificate authorities are in the guest.
+const CA_BUNDLE: &str = "/run/iii/ca-certificates.crt";
+
+/// Where Debian's family keeps its bundle, and where others look for it.
+const IMAGE_CA_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// Variables by which common programs find a bundle that is not the one they ship.
+const CA_VARIABLES: [&str; 5] =
+    ["SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE"];
+
+/// Entropy first: everything after it may draw random numbers, and a clone starts with its siblings' state.
+pub(crate) fn adopt(identity: &Identity) -> Result<(), GuestFailure> {
+    step("seed the random source", || sys::seed_random(&identity.entropy))?;
+    step("set the clock", || {
+        let time = std::time::Duration::from_nanos(identity.unix_time_ns);
+        Ok(clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(time))?)
+    })?;
+    step("set the host name", || Ok(nix::unistd::sethostname(&identity.hostname)?))?;
+    if let Some(network) = &identity.network {
+        network::configure(network)?;
+    }
+    root::enter(&identity.root, identity.scratch.as_ref())?;
+    step("furnish the root", root::furnish)?;
+    // An image may lack /etc, or have odd things in it; no program fails for lack of these.
+    tolerate("limit the memory", root::limit_memory(identity.memory_limit_bytes));
+    tolerate("write the identity", write_identity(identity));
+    if let Some(bundle) = &identity.ca_bundle_pem {
+        tolerate("install the certificate authorities", install_authorities(bundle));
+    }
+    Ok(())
+}
+
+fn step(what: &str, act: impl FnOnce() -> io::Result<()>) -> Result<(), GuestFailure> {
+    act().map_err(|error| io_failure(what, &error))
+}
+
+fn tolerate(what: &str, result: io::Result<()>) {
+    if let Err(error) = result {
+        boot::console(&format!("{what}: {error}"));
+    }
+}
+
+fn write_identity(identity: &Identity) -> io::Result<()> {
+    fs::create_dir_all("/etc")?;
+    network::replace("/etc/hostname", &format!("{}\n", identity.hostname))?;
+    network::replace("/etc/machine-id", &format!("{}\n", identity.machine_id))?;
+    network::write_name_files(&identity.hostname, identity.network.as_ref())
+}
+
+fn install_authorities(bundle: &str) -> io::Result<()> {
+    fs::create_dir_all("/run/iii")?;
+    fs::write(CA_BUNDLE, bundle)?;
+    if !Path::new(IMAGE_CA_BUNDLE).exists() {
+        fs::create_dir_all("/etc/ssl/certs")?;
+        fs::write(IMAGE_CA_BUNDLE, "")?;
+    }
+    Ok(mount(Some(CA_BUNDLE), IMAGE_CA_BUNDLE, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+}
+
+/// The base environment: defaults, then what the identity says.
+pub(crate) fn environment(identity: &Identity, account: &Account, in_guest: bool) -> BTreeMap<String, String> {
+    let mut env: BTreeMap<String, String> = [
+        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("HOME", account.home.as_str()),
+        ("LANG", "C.UTF-8"),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .collect();
+    if in_guest && identity.ca_bundle_pem.is_some() {
+        env.extend(CA_VARIABLES.map(|name| (name.to_owned(), CA_BUNDLE.to_owned())));
+    }
+    env.extend(identity.env.clone());
+    env
+}

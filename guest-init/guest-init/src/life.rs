@@ -1,0 +1,298 @@
+//! One process, from its start to its end: its pipes or terminal, its input and output, its orders.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use guest_protocol::{Control, Kind, Reply, TerminalSize};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::serve::Services;
+use crate::sys::ChildSetup;
+use crate::wire::{Stream, wait};
+
+/// Once the process has ended, its pipes are read until they have been silent for this long: a background child
+/// may hold them open for ever.
+const DRAIN: Duration = Duration::from_millis(100);
+
+/// What to start.
+pub(crate) struct Program<'a> {
+    pub(crate) argv: &'a [String],
+    pub(crate) env: &'a BTreeMap<String, String>,
+    pub(crate) workdir: Option<&'a str>,
+    pub(crate) terminal: Option<TerminalSize>,
+    pub(crate) stdin: bool,
+}
+
+/// A process that runs.
+pub(crate) struct Life {
+    group: Pid,
+    stdin: Option<File>,
+    pending_input: Vec<u8>,
+    outputs: Vec<(Kind, File)>,
+    terminal: Option<OwnedFd>,
+}
+
+/// Why [`Life::run`] returned.
+pub(crate) enum Ended {
+    Exited { code: i32, timed_out: bool },
+    Restart,
+    Stop,
+}
+
+/// How orders are taken.
+pub(crate) struct Rules {
+    pub(crate) deadline: Option<Instant>,
+    /// `Restart` and `Stop` end the run; else `Stop` kills and the exit is reported.
+    pub(crate) supervised: bool,
+}
+
+impl Life {
+    /// # Errors
+    /// What the kernel said; ENOENT and EACCES are about the program or the working directory.
+    pub(crate) fn start(services: &Services, stream: &Arc<Stream>, program: &Program<'_>) -> io::Result<(Self, u32)> {
+        let base = services.base();
+        let Some(name) = program.argv.first() else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let mut command = Command::new(name);
+        command.args(&program.argv[1..]).env_clear().envs(&base.env).envs(program.env);
+        let workdir = program.workdir.unwrap_or(&base.workdir);
+        command.current_dir(workdir);
+        let cgroup = "/sys/fs/cgroup/worker/cgroup.procs";
+        let setup = ChildSetup {
+            terminal: program.terminal.is_some(),
+            open_files: base.open_files,
+            groups: base.account.groups.clone(),
+            gid: base.account.gid,
+            uid: base.account.uid,
+            cgroup: Path::new(cgroup).exists().then(|| CString::new(cgroup).ok()).flatten(),
+        };
+        setup.apply(&mut command);
+        let mut life = Self {
+            group: Pid::from_raw(0),
+            stdin: None,
+            pending_input: Vec::new(),
+            outputs: Vec::new(),
+            terminal: None,
+        };
+        match program.terminal {
+            Some(size) => life.with_terminal(&mut command, size)?,
+            None => {
+                command.stdin(if program.stdin { Stdio::piped() } else { Stdio::null() });
+                command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            }
+        }
+        let mut child = services.reaper.spawn(&mut command, stream)?;
+        // The parent's copies of the child's ends must go, or the pipes never end.
+        drop(command);
+        life.group = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
+        if program.terminal.is_none() {
+            life.stdin = child.stdin.take().map(|pipe| File::from(OwnedFd::from(pipe)));
+            life.outputs.extend(child.stdout.take().map(|pipe| (Kind::Output, File::from(OwnedFd::from(pipe)))));
+            life.outputs.extend(child.stderr.take().map(|pipe| (Kind::ErrorOutput, File::from(OwnedFd::from(pipe)))));
+        }
+        if let Some(stdin) = &life.stdin {
+            let flags = OFlag::from_bits_retain(fcntl(stdin, FcntlArg::F_GETFL)?);
+            fcntl(stdin, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        }
+        Ok((life, child.id()))
+    }
+
+    fn with_terminal(&mut self, command: &mut Command, size: TerminalSize) -> io::Result<()> {
+        let pair = nix::pty::openpty(&window(size), None)?;
+        for end in [&pair.master, &pair.slave] {
+            fcntl(end, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+        }
+        command.stdin(pair.slave.try_clone()?).stdout(pair.slave.try_clone()?).stderr(pair.slave);
+        self.stdin = Some(File::from(pair.master.try_clone()?));
+        self.outputs.push((Kind::Output, File::from(pair.master.try_clone()?)));
+        self.terminal = Some(pair.master);
+        Ok(())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let _ = killpg(self.group, signal);
+    }
+
+    /// Carries input and output until the process has ended and its output is through, or an order ends the run.
+    pub(crate) fn run(&mut self, stream: &Stream, rules: &Rules) -> Ended {
+        let mut timed_out = false;
+        let mut exit: Option<i32> = None;
+        let mut silent_since = Instant::now();
+        loop {
+            stream.quiet();
+            if exit.is_none() {
+                exit = stream.next_exit();
+                if exit.is_some() {
+                    silent_since = Instant::now();
+                }
+            }
+            while let Some(order) = stream.next_order() {
+                match order {
+                    Control::Restart if rules.supervised => return Ended::Restart,
+                    Control::Stop | Control::Cancel if rules.supervised => return Ended::Stop,
+                    other => self.obey(&other),
+                }
+            }
+            if exit.is_none() && !timed_out && rules.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                timed_out = true;
+                self.signal(Signal::SIGKILL);
+            }
+            if let Some(code) = exit
+                && (self.outputs.is_empty() || stream.cancelled())
+            {
+                return Ended::Exited { code, timed_out };
+            }
+            self.feed(stream);
+            let moved = self.pump(stream, exit.is_some().then(|| silent_since + DRAIN), rules.deadline);
+            match (moved, exit) {
+                (true, _) => silent_since = Instant::now(),
+                (false, Some(code)) if silent_since.elapsed() >= DRAIN && stream.room() > 0 => {
+                    return Ended::Exited { code, timed_out };
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn obey(&mut self, order: &Control) {
+        match order {
+            Control::Resize(size) => {
+                if let Some(terminal) = &self.terminal {
+                    resize(terminal, *size);
+                }
+            }
+            Control::Signal { signal } => {
+                if let Ok(signal) = Signal::try_from(*signal) {
+                    self.signal(signal);
+                }
+            }
+            Control::Stop | Control::Cancel => self.signal(Signal::SIGKILL),
+            Control::Restart => {}
+        }
+    }
+
+    /// Writes input as far as the process takes it, without waiting.
+    fn feed(&mut self, stream: &Stream) {
+        let Some(stdin) = &mut self.stdin else {
+            // Input for a program that reads none is taken and forgotten, so that the host's credit comes back.
+            while stream.take_input().is_some() {}
+            return;
+        };
+        loop {
+            if self.pending_input.is_empty() {
+                match stream.take_input() {
+                    Some(next) => self.pending_input = next,
+                    None => break,
+                }
+            }
+            match stdin.write(&self.pending_input) {
+                Ok(written) => drop(self.pending_input.drain(..written)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    // The process has closed its input; what is left is for nobody.
+                    self.pending_input.clear();
+                    self.stdin = None;
+                    return;
+                }
+            }
+        }
+        if stream.input_ended() {
+            if self.terminal.is_some() {
+                // End of file on a terminal is a character.
+                let _ = stdin.write(&[4]);
+            }
+            self.stdin = None;
+        }
+    }
+
+    /// Waits for something to do and reads output for which there is room. Says whether any arrived.
+    fn pump(&mut self, stream: &Stream, until: Option<Instant>, deadline: Option<Instant>) -> bool {
+        let room = stream.room();
+        let mut ready = Vec::new();
+        {
+            let mut descriptors = vec![PollFd::new(stream.wake(), PollFlags::POLLIN)];
+            let has_stdin = !self.pending_input.is_empty() && self.stdin.is_some();
+            if let (true, Some(stdin)) = (has_stdin, &self.stdin) {
+                descriptors.push(PollFd::new(stdin.as_fd(), PollFlags::POLLOUT));
+            }
+            let first_output = descriptors.len();
+            if room > 0 {
+                descriptors.extend(self.outputs.iter().map(|(_, pipe)| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
+            }
+            let patience = [until, deadline]
+                .into_iter()
+                .flatten()
+                .map(|moment| moment.saturating_duration_since(Instant::now()))
+                .min();
+            // A deadline that has passed was acted on; only the end of the process is awaited then.
+            let patience = patience.map(|patience| if patience.is_zero() { DRAIN } else { patience });
+            if wait(&mut descriptors, patience).is_err() {
+                return false;
+            }
+            ready.extend(
+                descriptors[first_output..].iter().enumerate().filter(|(_, d)| d.any().unwrap_or(false)).map(|(i, _)| i),
+            );
+        }
+        let mut moved = false;
+        let mut buffer = vec![0; room];
+        for index in ready.into_iter().rev() {
+            let room = stream.room();
+            if room == 0 {
+                break;
+            }
+            let (kind, pipe) = &mut self.outputs[index];
+            match pipe.read(&mut buffer[..room.min(room)]) {
+                // EIO is how a terminal says that its other end is closed.
+                Ok(0) | Err(_) => drop(self.outputs.remove(index)),
+                Ok(length) => {
+                    let _ = stream.output(*kind, &buffer[..length]);
+                    moved = true;
+                }
+            }
+        }
+        moved
+    }
+
+    /// SIGTERM, grace, SIGKILL; waits for the end. Output of these last moments is passed on as far as there is room.
+    pub(crate) fn end(&mut self, stream: &Stream, grace: Duration) -> i32 {
+        self.signal(Signal::SIGTERM);
+        let mut deadline = Some(Instant::now() + grace);
+        self.stdin = None;
+        loop {
+            stream.quiet();
+            if let Some(code) = stream.next_exit() {
+                // Whatever it started in its group goes with it.
+                self.signal(Signal::SIGKILL);
+                return code;
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                self.signal(Signal::SIGKILL);
+                deadline = None;
+            }
+            self.pump(stream, deadline, None);
+        }
+    }
+}
+
+/// Reports a life's end that is the end of its stream.
+pub(crate) fn exited(stream: &Stream, code: i32, timed_out: bool) {
+    stream.finish(Ok(Reply::Exited { code, timed_out }));
+}
+
+fn window(size: TerminalSize) -> nix::pty::Winsize {
+    nix::pty::Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+fn resize(terminal: &OwnedFd, size: TerminalSize) {
+    crate::sys::set_window(terminal, &window(size));
+}

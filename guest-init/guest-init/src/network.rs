@@ -1,0 +1,68 @@
+//! The guest's interfaces and the files that name hosts.
+
+use std::fs;
+use std::io;
+
+use guest_protocol::{ErrorCode, GuestFailure, Network};
+
+use crate::sys::Interface;
+use crate::wire::{failure, io_failure};
+
+pub(crate) fn loopback_up() -> io::Result<()> {
+    Interface::open("lo")?.up()
+}
+
+/// Gives `eth0` its addresses. The template's interface is down and has another MAC.
+pub(crate) fn configure(network: &Network) -> Result<(), GuestFailure> {
+    let mac = parse_mac(&network.mac)
+        .ok_or_else(|| failure(ErrorCode::Invalid, format!("`{}` is no MAC address", network.mac)))?;
+    let step = |what: &'static str| move |error: io::Error| io_failure(format!("eth0: {what}"), &error);
+    let mut interface = Interface::open("eth0").map_err(step("open"))?;
+    interface.set_mac(mac).map_err(step("set the MAC address"))?;
+    interface.set_mtu(network.mtu).map_err(step("set the MTU"))?;
+    interface.set_address(network.address, network.prefix_len).map_err(step("set the address"))?;
+    interface.up().map_err(step("bring up"))?;
+    interface.default_route(network.gateway).map_err(step("set the default route"))
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
+}
+
+/// `/etc/hosts` and `/etc/resolv.conf`, in the new root. An image may ship either as a link to elsewhere.
+pub(crate) fn write_name_files(hostname: &str, network: Option<&Network>) -> io::Result<()> {
+    let mut hosts = format!("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {hostname}\n");
+    let mut resolver = String::new();
+    if let Some(network) = network {
+        for (name, address) in &network.hosts {
+            hosts.push_str(&format!("{address} {name}\n"));
+        }
+        resolver = format!("nameserver {}\n", network.dns);
+    }
+    replace("/etc/hosts", &hosts)?;
+    replace("/etc/resolv.conf", &resolver)
+}
+
+/// Writes a file in place of whatever stands there.
+pub(crate) fn replace(path: &str, content: &str) -> io::Result<()> {
+    let _ = fs::remove_file(path);
+    fs::write(path, content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mac_address_is_six_hexadecimal_bytes() {
+        assert_eq!(parse_mac("02:6d:73:00:0a:ff"), Some([2, 0x6d, 0x73, 0, 10, 255]));
+        for bad in ["", "02:6d:73:00:0a", "02:6d:73:00:0a:ff:00", "02:6d:73:00:0a:zz"] {
+            assert_eq!(parse_mac(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The only caller of `wait`: collects every child and orphan, and tells a life that its process has ended.
+
+use std::collections::HashMap;
+use std::io;
+use std::process::{Child, Command};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::wait::{WaitStatus, waitpid};
+
+use crate::wire::{Stream, lock};
+
+/// Collects ended processes for as long as the program runs.
+#[derive(Clone)]
+pub(crate) struct Reaper(Arc<Shared>);
+
+struct Shared {
+    /// Held across a spawn, so that a process cannot end before it is known.
+    waiting: Mutex<HashMap<i32, Arc<Stream>>>,
+    changed: Condvar,
+}
+
+impl Reaper {
+    pub(crate) fn start() -> Self {
+        let shared = Arc::new(Shared { waiting: Mutex::new(HashMap::new()), changed: Condvar::new() });
+        let of_thread = Arc::clone(&shared);
+        // Without this thread nothing could ever be waited for; there is no better answer than to try.
+        let _ = thread::Builder::new().stack_size(64 * 1024).spawn(move || reap(&of_thread));
+        Self(shared)
+    }
+
+    /// Starts `command`; its exit status is delivered to `stream`.
+    pub(crate) fn spawn(&self, command: &mut Command, stream: &Arc<Stream>) -> io::Result<Child> {
+        let mut waiting = lock(&self.0.waiting);
+        let child = command.spawn()?;
+        waiting.insert(i32::try_from(child.id()).unwrap_or(i32::MAX), Arc::clone(stream));
+        self.0.changed.notify_all();
+        Ok(child)
+    }
+
+    /// Waits until no process we started is left, at most `patience`.
+    pub(crate) fn wait_for_nobody(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let mut waiting = lock(&self.0.waiting);
+        while !waiting.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            waiting = match self.0.changed.wait_timeout(waiting, left) {
+                Ok((waiting, _)) => waiting,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+    }
+}
+
+fn reap(shared: &Shared) {
+    loop {
+        let (pid, status) = match waitpid(None, None) {
+            Ok(WaitStatus::Exited(pid, status)) => (pid, status),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as i32),
+            Ok(_) | Err(Errno::EINTR) => continue,
+            // No child at all: there will be none until somebody spawns one.
+            Err(_) => {
+                let waiting = lock(&shared.waiting);
+                if waiting.is_empty() {
+                    drop(shared.changed.wait(waiting));
+                }
+                continue;
+            }
+        };
+        let ended = lock(&shared.waiting).remove(&pid.as_raw());
+        if let Some(stream) = ended {
+            stream.exited(status);
+        }
+        shared.changed.notify_all();
+    }
+}

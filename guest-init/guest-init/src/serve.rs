@@ -1,0 +1,233 @@
+//! Reads frames, starts a thread per request, and holds what all requests share.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use guest_protocol::{ErrorCode, GuestFailure, Header, Hello, Kind, PROTOCOL_VERSION, Reply, Request, StreamId};
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::reaper::Reaper;
+use crate::users::Account;
+use crate::wire::{InputReader, Stream, Wire, failure, lock, wait};
+use crate::{adopt, boot, exec, files, supervise, sync};
+
+/// Where the services run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Platform {
+    /// In a guest, as PID 1: mounts, devices and power are ours.
+    Guest,
+    /// As an ordinary process: `Adopt` changes nothing of the machine, `Shutdown` ends the service.
+    Process,
+}
+
+/// What all requests share.
+pub struct Services {
+    platform: Platform,
+    pub(crate) reaper: Reaper,
+    base: Mutex<Base>,
+    supervised: Mutex<bool>,
+}
+
+/// What `Adopt` said about every program.
+#[derive(Clone)]
+pub(crate) struct Base {
+    adopted: bool,
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) workdir: String,
+    pub(crate) account: Account,
+    pub(crate) open_files: u64,
+}
+
+impl Services {
+    #[must_use]
+    pub fn new(platform: Platform) -> Self {
+        let base = Base {
+            adopted: false,
+            env: BTreeMap::new(),
+            workdir: "/".into(),
+            account: Account::root(),
+            open_files: 0,
+        };
+        Self { platform, reaper: Reaper::start(), base: Mutex::new(base), supervised: Mutex::new(false) }
+    }
+
+    pub(crate) fn base(&self) -> Base {
+        lock(&self.base).clone()
+    }
+
+    /// Lets one supervisor in at a time.
+    pub(crate) fn begin_supervision(&self) -> bool {
+        !std::mem::replace(&mut *lock(&self.supervised), true)
+    }
+
+    pub(crate) fn end_supervision(&self) {
+        *lock(&self.supervised) = false;
+    }
+}
+
+/// Serves requests until the channel ends; in a guest it does not end, its host may only be away.
+pub fn serve(channel: File, services: Services) {
+    let Ok(mut reader) = channel.try_clone() else { return };
+    let wire = Wire::new(channel);
+    let services = Arc::new(services);
+    let hello = Hello { version: PROTOCOL_VERSION, kernel: kernel_release() };
+    let hello = serde_json::to_vec(&hello).unwrap_or_default();
+    if wire.send(StreamId(0), Kind::Hello, false, &hello).is_err() {
+        return;
+    }
+    let platform = services.platform;
+    while let Some((header, body)) = next_frame(&mut reader, platform) {
+        dispatch(&wire, &services, header, body);
+    }
+    wire.cancel_all();
+}
+
+pub(crate) fn kernel_release() -> String {
+    nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn next_frame(reader: &mut File, platform: Platform) -> Option<(Header, Vec<u8>)> {
+    let mut raw = [0; Header::BYTES];
+    fill(reader, &mut raw, platform).ok()?;
+    let header = match Header::parse(&raw) {
+        Ok(header) => header,
+        Err(error) => {
+            boot::console(&format!("the channel is out of step: {error}"));
+            return None;
+        }
+    };
+    let mut body = vec![0; header.length as usize];
+    fill(reader, &mut body, platform).ok()?;
+    Some((header, body))
+}
+
+/// As `read_exact`. A virtio port reads as empty while the host's end is closed: that is no end of file.
+fn fill(reader: &mut File, mut buffer: &mut [u8], platform: Platform) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match reader.read(buffer) {
+            Ok(0) if platform == Platform::Process => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(0) => {
+                wait(&mut [PollFd::new(reader.as_fd(), PollFlags::POLLIN)], Some(Duration::from_millis(20)))?;
+                thread::sleep(Duration::from_millis(5));
+            }
+            Ok(length) => buffer = &mut buffer[length..],
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
+                wait(&mut [PollFd::new(reader.as_fd(), PollFlags::POLLIN)], None)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn dispatch(wire: &Arc<Wire>, services: &Arc<Services>, header: Header, body: Vec<u8>) {
+    match header.kind {
+        Kind::Request => match wire.open(header.stream) {
+            Ok(stream) => start(services, stream, &body),
+            Err(error) => boot::console(&format!("no descriptor for a request: {error}")),
+        },
+        Kind::Input => {
+            if let Some(stream) = wire.find(header.stream) {
+                stream.push_input(body, header.last);
+            }
+        }
+        Kind::Credit => {
+            if let (Some(stream), Ok(raw)) = (wire.find(header.stream), <[u8; 4]>::try_from(body.as_slice())) {
+                stream.grant(u32::from_le_bytes(raw));
+            }
+        }
+        Kind::Control => {
+            if let (Some(stream), Ok(order)) = (wire.find(header.stream), serde_json::from_slice(&body)) {
+                stream.order(order);
+            }
+        }
+        // Only a guest says these.
+        Kind::Hello | Kind::Reply | Kind::Output | Kind::ErrorOutput => {}
+    }
+}
+
+fn start(services: &Arc<Services>, stream: Arc<Stream>, body: &[u8]) {
+    let request: Request = match serde_json::from_slice(body) {
+        Ok(request) => request,
+        Err(error) => return stream.finish(Err(failure(ErrorCode::Invalid, format!("request not understood: {error}")))),
+    };
+    // The shortest requests need no thread.
+    if request == Request::Ping {
+        return stream.finish(Ok(Reply::Done));
+    }
+    let services = Arc::clone(services);
+    let for_panic = Arc::clone(&stream);
+    let thread = thread::Builder::new().stack_size(256 * 1024).spawn(move || {
+        if catch_unwind(AssertUnwindSafe(|| run(&services, &stream, request))).is_err() {
+            stream.finish(Err(failure(ErrorCode::Io, "the request failed inside init")));
+        }
+    });
+    if let Err(error) = thread {
+        for_panic.finish(Err(failure(ErrorCode::Io, format!("no thread for the request: {error}"))));
+    }
+}
+
+fn run(services: &Arc<Services>, stream: &Arc<Stream>, request: Request) {
+    let adopted = services.base().adopted;
+    let result = match request {
+        Request::Ping => Ok(Reply::Done),
+        Request::Shutdown { grace_ms } => return shutdown(services, stream, Duration::from_millis(grace_ms)),
+        Request::Adopt(_) if adopted => Err(failure(ErrorCode::Invalid, "this guest is adopted already")),
+        Request::Adopt(identity) => adopted_as(services, &identity),
+        Request::Exec(request) => return exec::run(services, stream, &request),
+        Request::Supervise(request) => return supervise::run(services, stream, &request),
+        Request::Sync { root, delete, replace, keep } => {
+            sync::run(InputReader::new(stream), &root, &delete, replace, &keep)
+        }
+        Request::Read { path } => return files::read(stream, &path),
+        Request::Write { path, mode, parents } => files::write(InputReader::new(stream), &path, mode, parents),
+        Request::List { path } => files::list(&path),
+        Request::Stat { path } => files::stat(&path),
+        Request::MakeDir { path, mode, parents } => files::make_dir(&path, mode, parents),
+        Request::Remove { path, recursive } => files::remove(&path, recursive),
+        Request::ChangeMode { path, mode, uid, gid, recursive } => files::change_mode(&path, mode, uid, gid, recursive),
+        Request::Rename { from, to, overwrite } => files::rename(&from, &to, overwrite),
+    };
+    stream.finish(result);
+}
+
+fn adopted_as(services: &Services, identity: &guest_protocol::Identity) -> Result<Reply, GuestFailure> {
+    if services.platform == Platform::Guest {
+        adopt::adopt(identity)?;
+    }
+    let account = Account::find(&identity.user)?;
+    let mut base = lock(&services.base);
+    *base = Base {
+        adopted: true,
+        env: adopt::environment(identity, &account, services.platform == Platform::Guest),
+        workdir: if identity.workdir.is_empty() { "/".into() } else { identity.workdir.clone() },
+        account,
+        open_files: identity.open_files,
+    };
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    Ok(Reply::Adopted { kernel: kernel_release(), boot_id: boot_id.trim().to_owned() })
+}
+
+fn shutdown(services: &Services, stream: &Stream, grace: Duration) {
+    if services.platform == Platform::Process {
+        return stream.finish(Ok(Reply::Done));
+    }
+    let everyone = Pid::from_raw(-1);
+    let _ = kill(everyone, Signal::SIGTERM);
+    services.reaper.wait_for_nobody(grace);
+    let _ = kill(everyone, Signal::SIGKILL);
+    nix::unistd::sync();
+    stream.finish(Ok(Reply::Done));
+    // The answer is in the port's queue; the host may end the VM as soon as it has read it.
+    for mode in [nix::sys::reboot::RebootMode::RB_POWER_OFF, nix::sys::reboot::RebootMode::RB_AUTOBOOT] {
+        let _ = nix::sys::reboot::reboot(mode);
+    }
+}
