@@ -1,1 +1,23 @@
-//! Work in progress.
+//! Asks a guest to do things.
+//!
+//! ```text
+//! Guest ─ requests ─► writer task ─► channel ─► guest-init
+//!   ▲                                  │
+//!   └── per-stream queues ◄─ reader task
+//! ```
+//! Knows the frames of `guest-protocol`. Knows no VM, image or sandbox.
+//!
+//! Always true:
+//! - The guest is hostile: what breaks the protocol (a bad frame, output beyond its credit) ends the connection with
+//!   [`GuestError::Broken`], and memory is bounded by the credit we gave, whatever the guest announces.
+//! - Credit goes back when the consumer takes the bytes, so a slow consumer stops only its own producer.
+//! - Dropping [`Exec`], [`Supervised`], a reader or a writer cancels its work in the guest.
+
+mod connection;
+mod guest;
+mod queue;
+mod transfer;
+
+pub use connection::GuestError;
+pub use guest::{Adopted, Exec, Guest, Input, Output, Supervised, SupervisedEvent};
+pub use transfer::{FileReader, FileWriter};

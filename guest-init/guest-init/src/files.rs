@@ -61,11 +61,8 @@ pub(crate) fn read(stream: &Stream, path: &str) {
 fn read_out(stream: &Stream, path: &str) -> Outcome {
     let explain = |error: io::Error| io_failure(path, &error);
     // Non-blocking, so that a FIFO without a writer does not hold us; for a regular file it changes nothing.
-    let mut file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(absolute(path)?)
-        .map_err(explain)?;
+    let mut file =
+        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(absolute(path)?).map_err(explain)?;
     let metadata = file.metadata().map_err(explain)?;
     if !metadata.is_file() {
         return Err(failure(ErrorCode::WrongType, format!("{path}: not a regular file")));

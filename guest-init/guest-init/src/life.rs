@@ -240,7 +240,11 @@ impl Life {
                 return false;
             }
             ready.extend(
-                descriptors[first_output..].iter().enumerate().filter(|(_, d)| d.any().unwrap_or(false)).map(|(i, _)| i),
+                descriptors[first_output..]
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, d)| d.any().unwrap_or(false))
+                    .map(|(i, _)| i),
             );
         }
         let mut moved = false;

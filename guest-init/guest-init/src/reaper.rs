@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::process::{Child, Command};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,11 @@ use nix::sys::wait::{WaitStatus, waitpid};
 
 use crate::wire::{Stream, lock};
 
-/// Collects ended processes for as long as the program runs.
+/// Collects ended processes for as long as the program runs. One per process: two would take each other's children.
 #[derive(Clone)]
 pub(crate) struct Reaper(Arc<Shared>);
+
+static REAPER: OnceLock<Reaper> = OnceLock::new();
 
 struct Shared {
     /// Held across a spawn, so that a process cannot end before it is known.
@@ -23,7 +25,11 @@ struct Shared {
 }
 
 impl Reaper {
-    pub(crate) fn start() -> Self {
+    pub(crate) fn get() -> Self {
+        REAPER.get_or_init(Self::start).clone()
+    }
+
+    fn start() -> Self {
         let shared = Arc::new(Shared { waiting: Mutex::new(HashMap::new()), changed: Condvar::new() });
         let of_thread = Arc::clone(&shared);
         // Without this thread nothing could ever be waited for; there is no better answer than to try.

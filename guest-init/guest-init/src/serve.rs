@@ -49,14 +49,9 @@ pub(crate) struct Base {
 impl Services {
     #[must_use]
     pub fn new(platform: Platform) -> Self {
-        let base = Base {
-            adopted: false,
-            env: BTreeMap::new(),
-            workdir: "/".into(),
-            account: Account::root(),
-            open_files: 0,
-        };
-        Self { platform, reaper: Reaper::start(), base: Mutex::new(base), supervised: Mutex::new(false) }
+        let base =
+            Base { adopted: false, env: BTreeMap::new(), workdir: "/".into(), account: Account::root(), open_files: 0 };
+        Self { platform, reaper: Reaper::get(), base: Mutex::new(base), supervised: Mutex::new(false) }
     }
 
     pub(crate) fn base(&self) -> Base {
@@ -157,7 +152,9 @@ fn dispatch(wire: &Arc<Wire>, services: &Arc<Services>, header: Header, body: Ve
 fn start(services: &Arc<Services>, stream: Arc<Stream>, body: &[u8]) {
     let request: Request = match serde_json::from_slice(body) {
         Ok(request) => request,
-        Err(error) => return stream.finish(Err(failure(ErrorCode::Invalid, format!("request not understood: {error}")))),
+        Err(error) => {
+            return stream.finish(Err(failure(ErrorCode::Invalid, format!("request not understood: {error}"))));
+        }
     };
     // The shortest requests need no thread.
     if request == Request::Ping {

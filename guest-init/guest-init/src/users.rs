@@ -39,7 +39,8 @@ fn resolve(spec: &str, passwd: &str, group: &str) -> Option<Account> {
     };
     let number: Option<u32> = user.parse().ok();
     let known = rows(passwd).find(|row| {
-        row.first() == Some(&user) || number.is_some_and(|number| row.get(2).and_then(|uid| uid.parse().ok()) == Some(number))
+        row.first() == Some(&user)
+            || number.is_some_and(|number| row.get(2).and_then(|uid| uid.parse().ok()) == Some(number))
     });
     let mut account = match known {
         Some(row) => Account {
