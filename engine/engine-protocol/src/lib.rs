@@ -1,1 +1,29 @@
-//! Work in progress.
+//! Every message a worker and the engine exchange, and their limits.
+//!
+//! ```text
+//! worker ── {"type":"registerfunction",..} ──► engine
+//!        ◄─ {"type":"invokefunction",..} ─────
+//!        ── {"type":"invocationresult",..} ──►
+//! ```
+//! One JSON object per text frame. Payloads (`data`, `result`, `config`, ..) stay the raw JSON they arrived as: they are
+//! routed, not understood. Knows shapes. Knows no socket, router or worker.
+//!
+//! Always true:
+//! - Decoding is lenient as the published SDKs need it: unknown fields are ignored, `null` is absent.
+//! - Encoding leaves absent optionals out, except where a peer cannot do without (`data` of an invocation).
+
+mod caller;
+mod message;
+
+pub use caller::with_caller;
+pub use message::{
+    Action, ChannelRef, DecodeError, Direction, ErrorBody, ErrorMessage, InvocationResult, InvokeFunction, Message,
+    Reattach, RegisterFunction, RegisterTrigger, RegisterTriggerType, TriggerRegistrationResult, UnregisterFunction,
+    UnregisterTrigger, UnregisterTriggerType, WorkerRegistered, decode, raw,
+};
+
+/// Largest message either side accepts.
+pub const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Largest WebSocket frame either side accepts.
+pub const MAX_FRAME_BYTES: usize = 16 * 1024 * 1024;

@@ -1,1 +1,23 @@
-//! Work in progress.
+//! Decides, from one input, which messages go where.
+//!
+//! ```text
+//! Input ─► Router::step ─┬─ invoke      calls and their answers
+//!                        ├─ triggers    trigger types and their bindings
+//!                        ├─ discovery   engine::* functions
+//!                        └─ leave       what goes when a connection goes
+//!                             └─► Effects
+//! ```
+//! Knows messages and connections by number. Knows no socket, clock or configuration: its manifest has no runtime.
+//!
+//! Always true:
+//! - Each accepted call that asked for an answer gets exactly one, unless its caller has left.
+//! - Only the connection that a call was sent to can answer it.
+//! - What has moved to a newer connection is not removed by the late end of an older one.
+
+mod discovery;
+mod invoke;
+mod leave;
+mod router;
+mod triggers;
+
+pub use router::{ConnId, Effect, Input, Opened, Router};

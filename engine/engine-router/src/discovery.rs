@@ -1,0 +1,412 @@
+//! The engine's own functions: who is there, what can be called, what is bound.
+
+use engine_protocol::{ErrorBody, raw};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::router::{ConnId, Connection, Effect, Metadata, Provider, Router};
+use crate::triggers::{FUNCTIONS_AVAILABLE, Trigger, WORKERS_AVAILABLE, is_builtin};
+
+/// The functions that [`Router::builtin`] answers.
+const BUILTINS: [(&str, &str); 11] = [
+    ("engine::channels::create", "Creates a data channel and returns its two ends"),
+    ("engine::functions::list", "Lists functions"),
+    ("engine::functions::info", "Describes one function"),
+    ("engine::triggers::list", "Lists trigger types"),
+    ("engine::trigger-types::list", "Lists trigger types (older name)"),
+    ("engine::triggers::info", "Describes one trigger type"),
+    ("engine::registered-triggers::list", "Lists triggers"),
+    ("engine::registered-triggers::info", "Describes one trigger"),
+    ("engine::workers::list", "Lists workers"),
+    ("engine::workers::info", "Describes one worker and what it provides"),
+    ("engine::workers::register", "Takes what a worker says about itself"),
+];
+
+/// Longest name or description that is kept, in characters.
+const MAX_TEXT: usize = 280;
+
+/// What `engine::*` functions are asked with; each uses some of it.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Question {
+    search: Option<String>,
+    prefix: Option<String>,
+    worker: Option<String>,
+    include_internal: Option<bool>,
+    function_id: Option<String>,
+    trigger_type: Option<String>,
+    id: Option<String>,
+    name: Option<String>,
+    runtime: Option<String>,
+    status: Option<String>,
+    buffer_size: Option<u64>,
+}
+
+type Outcome = Result<Value, ErrorBody>;
+
+fn not_found(what: &str, name: &str) -> ErrorBody {
+    ErrorBody::new("NOT_FOUND", format!("there is no {what} `{name}`"))
+}
+
+fn needed<'a>(field: &'static str, value: Option<&'a String>) -> Result<&'a str, ErrorBody> {
+    let missing = || ErrorBody::new("deserialization_error", format!("field `{field}` is missing"));
+    value.map(String::as_str).ok_or_else(missing)
+}
+
+impl Router {
+    /// Answers a call of one of the engine's own functions.
+    pub(crate) fn builtin(&mut self, conn: ConnId, answer_to: Option<Uuid>, id: &str, data: Option<&RawValue>) {
+        let text = data.map_or("{}", RawValue::get);
+        if id == "engine::workers::register" {
+            let result = self.register_worker(conn, text);
+            return self.answer_value(conn, answer_to, id, result);
+        }
+        let question: Result<Option<Question>, _> = serde_json::from_str(text);
+        let question = match question {
+            Ok(question) => question.unwrap_or_default(),
+            Err(error) => {
+                let error = ErrorBody::new("deserialization_error", format!("{id}: {error}"));
+                return self.answer(conn, answer_to, id, Err(error));
+            }
+        };
+        let result = match id {
+            "engine::channels::create" => {
+                let buffer = usize::try_from(question.buffer_size.unwrap_or(64).clamp(1, 1024)).unwrap_or(64);
+                return self.effects.push(Effect::CreateChannel { conn, invocation: answer_to, buffer });
+            }
+            "engine::functions::list" => Ok(self.list_functions(&question)),
+            "engine::functions::info" => self.function_info(&question),
+            "engine::triggers::list" | "engine::trigger-types::list" => Ok(self.list_trigger_types(&question)),
+            "engine::triggers::info" => self.trigger_type_info(&question),
+            "engine::registered-triggers::list" => Ok(self.list_triggers(&question)),
+            "engine::registered-triggers::info" => self.trigger_info(&question),
+            "engine::workers::list" => Ok(self.list_workers(&question)),
+            "engine::workers::info" => self.worker_info(&question),
+            _ => Err(ErrorBody::new("function_not_found", format!("function `{id}` is not registered"))),
+        };
+        self.answer_value(conn, answer_to, id, result);
+    }
+
+    fn answer_value(&mut self, conn: ConnId, answer_to: Option<Uuid>, id: &str, result: Outcome) {
+        let result = result.and_then(|value| {
+            raw(&value).map(Some).map_err(|error| ErrorBody::new("serialization_error", error.to_string()))
+        });
+        self.answer(conn, answer_to, id, result);
+    }
+
+    fn register_worker(&mut self, conn: ConnId, text: &str) -> Outcome {
+        #[derive(Deserialize)]
+        struct Said {
+            name: Option<String>,
+            description: Option<String>,
+            runtime: Option<String>,
+            version: Option<String>,
+            os: Option<String>,
+            pid: Option<u64>,
+            isolation: Option<String>,
+        }
+        let said: Said = serde_json::from_str(text)
+            .map_err(|error| ErrorBody::new("deserialization_error", format!("engine::workers::register: {error}")))?;
+        let Some(connection) = self.connections.get_mut(&conn) else { return Ok(Value::Null) };
+        let before = connection.metadata.take().unwrap_or_default();
+        connection.metadata = Some(Metadata {
+            name: said.name.and_then(|name| clean(&name)).or(before.name),
+            description: said.description.and_then(|text| clean(&text)).or(before.description),
+            runtime: said.runtime,
+            version: said.version,
+            os: said.os.or(before.os),
+            pid: said.pid.or(before.pid),
+            isolation: said.isolation.or(before.isolation),
+        });
+        let worker = connection.worker;
+        self.announce_worker("worker_metadata_updated", worker);
+        Ok(json!({ "success": true }))
+    }
+
+    fn worker_name(&self, conn: ConnId) -> Option<String> {
+        self.connections.get(&conn).and_then(Connection::name)
+    }
+
+    fn provider_name(&self, provider: &Provider) -> String {
+        self.worker_name(provider.conn).unwrap_or_else(|| before_colons(&provider.function.id))
+    }
+
+    fn function_summary(&self, provider: &Provider) -> Value {
+        let mut summary = json!({
+            "function_id": provider.function.id,
+            "worker_name": self.provider_name(provider),
+        });
+        set(&mut summary, "description", provider.function.description.as_ref());
+        set(&mut summary, "metadata", provider.function.metadata.as_ref());
+        summary
+    }
+
+    pub(crate) fn function_summaries(&self, internal: bool) -> Vec<Value> {
+        let mut summaries: Vec<Value> = Vec::new();
+        if internal {
+            summaries.extend(BUILTINS.iter().map(|(id, description)| {
+                json!({ "function_id": id, "worker_name": "iii-engine-functions", "description": description })
+            }));
+        }
+        let live = self.functions.values().filter_map(|providers| providers.last());
+        summaries.extend(
+            live.filter(|provider| internal || !is_internal(provider)).map(|provider| self.function_summary(provider)),
+        );
+        summaries
+    }
+
+    fn list_functions(&self, question: &Question) -> Value {
+        let functions: Vec<Value> = self
+            .function_summaries(question.include_internal.unwrap_or(false))
+            .into_iter()
+            .filter(|summary| {
+                matches(question.search.as_ref(), &[&summary["function_id"], &summary["description"]])
+                    && starts(question.prefix.as_ref(), &summary["function_id"])
+                    && equals(question.worker.as_ref(), &summary["worker_name"])
+            })
+            .collect();
+        json!({ "functions": functions })
+    }
+
+    fn function_info(&self, question: &Question) -> Outcome {
+        let id = needed("function_id", question.function_id.as_ref())?;
+        self.function_detail(id).ok_or_else(|| not_found("function", id))
+    }
+
+    fn function_detail(&self, id: &str) -> Option<Value> {
+        let bound: Vec<Value> = self
+            .triggers
+            .values()
+            .filter(|stored| stored.trigger.function_id == id)
+            .map(|stored| {
+                let trigger = &stored.trigger;
+                json!({ "id": trigger.id, "trigger_type": trigger.trigger_type, "config": trigger.config })
+            })
+            .collect();
+        let mut detail = match self.functions.get(id).and_then(|providers| providers.last()) {
+            Some(provider) => {
+                let mut detail = self.function_summary(provider);
+                set(&mut detail, "request_schema", provider.function.request_format.as_ref());
+                set(&mut detail, "response_schema", provider.function.response_format.as_ref());
+                detail
+            }
+            None => {
+                let (id, description) = BUILTINS.iter().find(|(builtin, _)| *builtin == id)?;
+                json!({ "function_id": id, "worker_name": "iii-engine-functions", "description": description })
+            }
+        };
+        detail["registered_triggers"] = bound.into();
+        Some(detail)
+    }
+
+    fn trigger_type_detail(&self, id: &str) -> Option<Value> {
+        let count = self.triggers.values().filter(|stored| stored.trigger.trigger_type == id).count();
+        if is_builtin(id) {
+            return Some(json!({
+                "id": id, "worker_name": "iii-engine-functions",
+                "description": "Fires when what the engine knows changes", "instance_count": count,
+            }));
+        }
+        let known = self.trigger_types.get(id)?;
+        let mut detail = json!({
+            "id": id,
+            "worker_name": self.worker_name(known.owner).unwrap_or_else(|| before_colons(id)),
+            "description": known.kind.description.clone().unwrap_or_default(),
+            "instance_count": count,
+        });
+        set(&mut detail, "configuration_schema", known.kind.trigger_request_format.as_ref());
+        set(&mut detail, "request_schema", known.kind.call_request_format.as_ref());
+        Some(detail)
+    }
+
+    fn list_trigger_types(&self, question: &Question) -> Value {
+        let internal = question.include_internal.unwrap_or(false);
+        let builtin = [FUNCTIONS_AVAILABLE, WORKERS_AVAILABLE].into_iter().filter(|_| internal);
+        let triggers: Vec<Value> = builtin
+            .chain(self.trigger_types.keys().map(String::as_str))
+            .filter_map(|id| self.trigger_type_detail(id))
+            .filter(|detail| {
+                matches(question.search.as_ref(), &[&detail["id"], &detail["description"]])
+                    && starts(question.prefix.as_ref(), &detail["id"])
+                    && equals(question.worker.as_ref(), &detail["worker_name"])
+            })
+            .map(|detail| {
+                json!({
+                    "id": detail["id"], "worker_name": detail["worker_name"], "description": detail["description"],
+                })
+            })
+            .collect();
+        json!({ "triggers": triggers })
+    }
+
+    fn trigger_type_info(&self, question: &Question) -> Outcome {
+        let id = needed("id", question.id.as_ref())?;
+        self.trigger_type_detail(id).ok_or_else(|| not_found("trigger type", id))
+    }
+
+    fn trigger_summary(&self, stored: &Trigger) -> Value {
+        let trigger = &stored.trigger;
+        let config = trigger.config.as_ref().map_or("null", |config| config.get());
+        let mut summary: String = config.chars().take(80).collect();
+        if summary.len() < config.len() {
+            summary.push('…');
+        }
+        let worker = self.worker_name(stored.owner).unwrap_or_else(|| before_colons(&trigger.function_id));
+        json!({
+            "id": trigger.id, "trigger_type": trigger.trigger_type, "function_id": trigger.function_id,
+            "worker_name": worker, "config": trigger.config, "config_summary": summary,
+        })
+    }
+
+    fn list_triggers(&self, question: &Question) -> Value {
+        let internal = question.include_internal.unwrap_or(false);
+        let triggers: Vec<Value> = self
+            .triggers
+            .values()
+            .filter(|stored| internal || !stored.trigger.function_id.starts_with("engine::"))
+            .map(|stored| self.trigger_summary(stored))
+            .filter(|summary| {
+                matches(question.search.as_ref(), &[&summary["id"], &summary["function_id"]])
+                    && equals(question.trigger_type.as_ref(), &summary["trigger_type"])
+                    && equals(question.function_id.as_ref(), &summary["function_id"])
+                    && equals(question.worker.as_ref(), &summary["worker_name"])
+            })
+            .collect();
+        json!({ "registered_triggers": triggers })
+    }
+
+    fn trigger_info(&self, question: &Question) -> Outcome {
+        let id = needed("id", question.id.as_ref())?;
+        let stored = self.triggers.get(id).ok_or_else(|| not_found("trigger", id))?;
+        let mut detail = self.trigger_summary(stored);
+        if let Some(object) = detail.as_object_mut() {
+            object.remove("config_summary");
+        }
+        set(&mut detail, "metadata", stored.trigger.metadata.as_ref());
+        detail["trigger"] = self.trigger_type_detail(&stored.trigger.trigger_type).into();
+        detail["function"] = self.function_detail(&stored.trigger.function_id).into();
+        Ok(detail)
+    }
+
+    fn worker_summary(&self, conn: ConnId, connection: &Connection) -> Value {
+        let metadata = connection.metadata.clone().unwrap_or_default();
+        let functions = self.functions.values().flatten().filter(|provider| provider.conn == conn).count();
+        let active = self.pending.values().filter(|pending| pending.executor == conn).count();
+        json!({
+            "name": connection.name(), "description": metadata.description, "version": metadata.version,
+            "id": connection.worker, "runtime": metadata.runtime.unwrap_or_else(|| "unknown".into()),
+            "os": metadata.os, "status": "connected", "function_count": functions,
+            "connected_at_ms": connection.connected_at_ms, "active_invocations": active,
+            "isolation": connection.isolation.clone().or(metadata.isolation), "ip_address": connection.address,
+        })
+    }
+
+    fn builtin_worker(&self, name: &str) -> Value {
+        json!({
+            "name": name, "description": Value::Null, "version": self.version, "id": name, "runtime": "engine",
+            "os": Value::Null, "status": "available", "function_count": BUILTINS.len(), "connected_at_ms": Value::Null,
+            "active_invocations": 0, "isolation": "in-process", "ip_address": Value::Null,
+        })
+    }
+
+    fn list_workers(&self, question: &Question) -> Value {
+        let connected = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.metadata.as_ref().is_some_and(|metadata| metadata.pid.is_some()))
+            .map(|(conn, connection)| self.worker_summary(*conn, connection));
+        let mut workers: Vec<Value> = connected
+            .chain([self.builtin_worker("iii-engine-functions")])
+            .filter(|summary| {
+                matches(question.search.as_ref(), &[&summary["name"], &summary["description"]])
+                    && equals(question.runtime.as_ref(), &summary["runtime"])
+                    && equals(question.status.as_ref(), &summary["status"])
+            })
+            .collect();
+        let key = |worker: &Value| (worker["name"].to_string(), worker["id"].to_string());
+        workers.sort_by_key(key);
+        json!({ "workers": workers })
+    }
+
+    fn worker_info(&self, question: &Question) -> Outcome {
+        let name = needed("name", question.name.as_ref())?;
+        if name == "iii-engine-functions" {
+            let functions: Vec<Value> = self.function_summaries(true).into_iter().take(BUILTINS.len()).collect();
+            return Ok(json!({
+                "worker": self.builtin_worker(name), "functions": functions,
+                "trigger_types": [], "registered_triggers": [],
+            }));
+        }
+        // The newest connection of that name: an older one may be on its way out.
+        let found =
+            self.connections.iter().rev().find(|(_, connection)| connection.name().as_deref() == Some(name));
+        let (conn, connection) = found.ok_or_else(|| not_found("worker", name))?;
+        let mut worker = self.worker_summary(*conn, connection);
+        worker["internal"] = false.into();
+        set(&mut worker, "pid", connection.metadata.as_ref().and_then(|metadata| metadata.pid).as_ref());
+        let functions: Vec<Value> = self
+            .functions
+            .values()
+            .flatten()
+            .filter(|provider| provider.conn == *conn)
+            .map(|provider| self.function_summary(provider))
+            .collect();
+        let kinds = self.trigger_types.iter().filter(|(_, kind)| kind.owner == *conn);
+        let kinds: Vec<Value> = kinds.filter_map(|(id, _)| self.trigger_type_detail(id)).collect();
+        let triggers = self.triggers.values().filter(|stored| stored.owner == *conn);
+        let triggers: Vec<Value> = triggers.map(|stored| self.trigger_summary(stored)).collect();
+        Ok(json!({
+            "worker": worker, "functions": functions, "trigger_types": kinds, "registered_triggers": triggers,
+        }))
+    }
+}
+
+impl Connection {
+    /// The VM's name for a VM's worker, whatever the worker says; else what it says.
+    pub(crate) fn name(&self) -> Option<String> {
+        self.vm_worker.clone().or_else(|| self.metadata.as_ref().and_then(|metadata| metadata.name.clone()))
+    }
+}
+
+fn before_colons(id: &str) -> String {
+    id.split("::").next().unwrap_or(id).to_owned()
+}
+
+fn is_internal(provider: &Provider) -> bool {
+    provider.function.metadata.as_ref().is_some_and(|metadata| {
+        serde_json::from_str::<Value>(metadata.get()).is_ok_and(|metadata| metadata["internal"] == true)
+    })
+}
+
+fn set(object: &mut Value, key: &str, value: Option<&impl serde::Serialize>) {
+    if let Some(value) = value
+        && let Ok(value) = serde_json::to_value(value)
+    {
+        object[key] = value;
+    }
+}
+
+fn matches(search: Option<&String>, fields: &[&Value]) -> bool {
+    let Some(search) = search.map(|search| search.to_lowercase()) else { return true };
+    fields.iter().any(|field| field.as_str().is_some_and(|text| text.to_lowercase().contains(&search)))
+}
+
+fn starts(prefix: Option<&String>, field: &Value) -> bool {
+    prefix.is_none_or(|prefix| field.as_str().is_some_and(|text| text.starts_with(prefix)))
+}
+
+fn equals(wanted: Option<&String>, field: &Value) -> bool {
+    wanted.is_none_or(|wanted| field.as_str() == Some(wanted))
+}
+
+/// Text that will be shown to people: no control characters, no direction overrides, of bounded length.
+fn clean(text: &str) -> Option<String> {
+    let harmless = |c: &char| {
+        !c.is_control() && !matches!(*c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
+    };
+    let cleaned: String = text.chars().filter(harmless).take(MAX_TEXT).collect();
+    let trimmed = cleaned.trim();
+    (!trimmed.is_empty()).then(|| trimmed.to_owned())
+}

@@ -1,0 +1,47 @@
+//! What goes when a connection goes.
+
+use engine_protocol::{ErrorBody, Reattach};
+
+use crate::router::{ConnId, Effect, Router};
+
+impl Router {
+    /// Steps in the order of the protocol's section 9: nobody sees the worker gone before its things are.
+    pub(crate) fn leave(&mut self, conn: ConnId) {
+        let Some(connection) = self.connections.remove(&conn) else { return };
+        self.functions.retain(|_, providers| {
+            providers.retain(|provider| provider.conn != conn);
+            !providers.is_empty()
+        });
+        let executed: Vec<_> =
+            self.pending.iter().filter(|(_, pending)| pending.executor == conn).map(|(id, _)| *id).collect();
+        for id in executed {
+            let Some(pending) = self.pending.remove(&id) else { continue };
+            if let Some((caller, id)) = pending.caller {
+                let error = ErrorBody::new("invocation_stopped", "Invocation stopped");
+                self.answer(caller, Some(id), &pending.function_id, Err(error));
+            }
+        }
+        self.pending.retain(|_, pending| pending.caller.is_none_or(|(caller, _)| caller != conn));
+        let bound: Vec<String> =
+            self.triggers.iter().filter(|(_, trigger)| trigger.owner == conn).map(|(id, _)| id.clone()).collect();
+        for id in bound {
+            self.unregister_trigger(&id);
+        }
+        self.trigger_types.retain(|_, kind| kind.owner != conn);
+        self.announce_worker("worker_disconnected", connection.worker);
+    }
+
+    /// Retires the connection that a worker has lost, before anything else of its new one is handled. Ids are public,
+    /// so nothing happens without the token.
+    pub(crate) fn reattach(&mut self, conn: ConnId, reattach: &Reattach) {
+        let Some(token) = &reattach.reattach_token else { return };
+        let previous = self.connections.iter().find(|(id, old)| {
+            **id != conn && old.worker == reattach.previous_worker_id && old.reattach_token == *token
+        });
+        if let Some((previous, _)) = previous {
+            let previous = *previous;
+            self.leave(previous);
+            self.effects.push(Effect::Close { conn: previous });
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Trigger types, and the functions bound to them.
+
+use std::collections::HashSet;
+
+use engine_protocol::{
+    ErrorBody, Message, RegisterTrigger, RegisterTriggerType, TriggerRegistrationResult, UnregisterTrigger,
+};
+use serde_json::json;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::router::{ConnId, Router};
+
+/// Always there; their provider is the engine.
+pub(crate) const WORKERS_AVAILABLE: &str = "engine::workers-available";
+pub(crate) const FUNCTIONS_AVAILABLE: &str = "engine::functions-available";
+
+/// Types of workers that this version lacks, and the worker's name.
+const ABSENT: [(&str, &str); 10] = [
+    ("http", "iii-http"),
+    ("state", "iii-state"),
+    ("stream", "iii-stream"),
+    ("stream:join", "iii-stream"),
+    ("stream:leave", "iii-stream"),
+    ("durable:subscriber", "iii-queue"),
+    ("subscribe", "iii-pubsub"),
+    ("cron", "iii-cron"),
+    ("log", "iii-observability"),
+    ("trace", "iii-observability"),
+];
+
+/// A kind of event that a worker provides.
+pub(crate) struct TriggerType {
+    pub(crate) owner: ConnId,
+    pub(crate) kind: RegisterTriggerType,
+}
+
+/// One binding. It is kept while its type has no provider, and handed to the next one.
+pub(crate) struct Trigger {
+    pub(crate) owner: ConnId,
+    pub(crate) trigger: RegisterTrigger,
+}
+
+pub(crate) fn is_builtin(kind: &str) -> bool {
+    kind == WORKERS_AVAILABLE || kind == FUNCTIONS_AVAILABLE
+}
+
+impl Router {
+    pub(crate) fn register_trigger_type(&mut self, conn: ConnId, kind: RegisterTriggerType) {
+        if kind.id.starts_with("engine::") || kind.id.is_empty() {
+            return;
+        }
+        let id = kind.id.clone();
+        self.trigger_types.insert(id.clone(), TriggerType { owner: conn, kind });
+        let waiting: Vec<RegisterTrigger> = self
+            .triggers
+            .values()
+            .filter(|stored| stored.trigger.trigger_type == id)
+            .map(|stored| stored.trigger.clone())
+            .collect();
+        for trigger in waiting {
+            self.send(conn, Message::RegisterTrigger(trigger));
+        }
+    }
+
+    pub(crate) fn unregister_trigger_type(&mut self, conn: ConnId, id: &str) {
+        if self.trigger_types.get(id).is_some_and(|kind| kind.owner == conn) {
+            self.trigger_types.remove(id);
+        }
+    }
+
+    pub(crate) fn register_trigger(&mut self, conn: ConnId, trigger: RegisterTrigger) {
+        let kind = trigger.trigger_type.clone();
+        let provider = self.trigger_types.get(&kind).map(|kind| kind.owner);
+        if let Some(provider) = provider {
+            self.send(provider, Message::RegisterTrigger(trigger.clone()));
+        } else if !is_builtin(&kind) {
+            let message = match ABSENT.iter().find(|(absent, _)| *absent == kind) {
+                Some((_, worker)) => {
+                    format!("trigger type `{kind}` belongs to worker `{worker}`, which is not part of this version")
+                }
+                None => format!("no worker provides trigger type `{kind}`; it is bound when one does"),
+            };
+            let error = Some(ErrorBody::new("trigger_type_not_found", message));
+            self.send(
+                conn,
+                Message::TriggerRegistrationResult(TriggerRegistrationResult {
+                    id: trigger.id.clone(),
+                    trigger_type: Some(kind),
+                    function_id: Some(trigger.function_id.clone()),
+                    error,
+                }),
+            );
+        }
+        self.triggers.insert(trigger.id.clone(), Trigger { owner: conn, trigger });
+    }
+
+    pub(crate) fn unregister_trigger(&mut self, id: &str) {
+        let Some(stored) = self.triggers.remove(id) else { return };
+        let kind = stored.trigger.trigger_type;
+        if let Some(provider) = self.trigger_types.get(&kind).map(|kind| kind.owner)
+            && self.connections.contains_key(&provider)
+        {
+            let message = UnregisterTrigger { id: id.to_owned(), trigger_type: Some(kind) };
+            self.send(provider, Message::UnregisterTrigger(message));
+        }
+    }
+
+    /// What a provider says of a binding: only a refusal matters, and only from the provider.
+    pub(crate) fn trigger_result(&mut self, conn: ConnId, result: TriggerRegistrationResult) {
+        let Some(stored) = self.triggers.get(&result.id) else { return };
+        let kind = &stored.trigger.trigger_type;
+        if self.trigger_types.get(kind).is_none_or(|kind| kind.owner != conn) || result.error.is_none() {
+            return;
+        }
+        let Some(stored) = self.triggers.remove(&result.id) else { return };
+        if self.connections.contains_key(&stored.owner) {
+            let refusal = TriggerRegistrationResult {
+                id: result.id,
+                trigger_type: Some(stored.trigger.trigger_type),
+                function_id: Some(stored.trigger.function_id),
+                error: result.error,
+            };
+            self.send(stored.owner, Message::TriggerRegistrationResult(refusal));
+        }
+    }
+
+    pub(crate) fn announce_worker(&mut self, event: &str, worker: Uuid) {
+        self.fire(WORKERS_AVAILABLE, &json!({ "event": event, "worker_id": worker }));
+    }
+
+    /// Tells of the function list when it is another than the last one that was told.
+    pub(crate) fn announce_functions(&mut self) {
+        let now: HashSet<String> = self.functions.keys().cloned().collect();
+        if now == self.announced {
+            return;
+        }
+        self.announced = now;
+        let functions = self.function_summaries(true);
+        self.fire(FUNCTIONS_AVAILABLE, &json!({ "event": "functions_changed", "functions": functions }));
+    }
+
+    fn fire(&mut self, kind: &str, payload: &serde_json::Value) {
+        let bound: Vec<String> = self
+            .triggers
+            .values()
+            .filter(|stored| stored.trigger.trigger_type == kind)
+            .map(|stored| stored.trigger.function_id.clone())
+            .collect();
+        for function in bound {
+            if let Ok(payload) = RawValue::from_string(payload.to_string()) {
+                self.call(&function, payload);
+            }
+        }
+    }
+}
