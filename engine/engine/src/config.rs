@@ -1,0 +1,243 @@
+//! `config.yaml`: environment variables expanded, parsed, checked.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::{env, fs, io};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The engine's configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// At least one; the first one's port is the engine's port.
+    pub listeners: Vec<Listener>,
+    /// The block of `iii-sandbox`, when it is listed.
+    pub sandbox: Option<Value>,
+    /// Whether the worker daemon is started.
+    pub worker_daemon: bool,
+    /// What the file asks for and this version does not have.
+    pub warnings: Vec<String>,
+}
+
+/// Where workers connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    pub host: String,
+    pub port: u16,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("could not read configuration `{}`", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("environment variable `{0}` is not set, and the configuration gives no default for it")]
+    Variable(String),
+    #[error("configuration `{}` is not valid", path.display())]
+    Parse { path: PathBuf, source: Box<serde_saphyr::Error> },
+    #[error("worker `{worker}` in the configuration: {problem}")]
+    Worker { worker: String, problem: String },
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawConfig {
+    workers: Option<Vec<RawEntry>>,
+    /// Older name of the same list.
+    modules: Option<Vec<RawEntry>>,
+    /// Accepted for files of the original; there is one layout only.
+    #[serde(rename = "rootfs")]
+    _rootfs: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct RawEntry {
+    name: String,
+    image: Option<String>,
+    worker_path: Option<String>,
+    config: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawListener {
+    host: String,
+    port: u16,
+    middleware_function_id: Option<String>,
+    rbac: Option<Value>,
+}
+
+impl Default for RawListener {
+    fn default() -> Self {
+        Self { host: "0.0.0.0".into(), port: 49134, middleware_function_id: None, rbac: None }
+    }
+}
+
+/// Part of the engine in every configuration, listed or not.
+const MANDATORY: [&str; 4] = ["iii-engine-functions", "iii-telemetry", "configuration", "iii-observability"];
+
+/// Built-in workers of the original that this version does not have.
+const ABSENT: [&str; 9] = [
+    "iii-state", "iii-stream", "iii-queue", "iii-pubsub", "iii-cron", "iii-http", "iii-http-functions", "iii-bridge",
+    "iii-exec",
+];
+
+/// What `iii worker add iii-sandbox` writes.
+fn default_sandbox() -> Value {
+    serde_json::json!({
+        "auto_install": true, "image_allowlist": ["python", "node"], "default_idle_timeout_secs": 300,
+        "max_concurrent_sandboxes": 32, "default_cpus": 1, "default_memory_mb": 512,
+    })
+}
+
+impl Config {
+    /// The built-in configuration.
+    #[must_use]
+    pub fn standard() -> Self {
+        Self {
+            listeners: vec![Listener { host: "0.0.0.0".into(), port: 49134 }],
+            sandbox: Some(default_sandbox()),
+            worker_daemon: worker_daemon_wanted(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// # Errors
+    /// [`ConfigError`], which names the file, variable or worker.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let expanded = expand(&text, |name| env::var(name).ok())?;
+        Self::parse(path, &expanded)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let raw: Option<RawConfig> = serde_saphyr::from_str(text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        let raw = raw.unwrap_or_default();
+        let mut config =
+            Self { listeners: Vec::new(), sandbox: None, worker_daemon: worker_daemon_wanted(), warnings: Vec::new() };
+        let mut seen = BTreeSet::new();
+        for entry in raw.workers.into_iter().chain(raw.modules).flatten() {
+            let bad = |problem: String| ConfigError::Worker { worker: entry.name.clone(), problem };
+            if entry.name.starts_with("iii-") && entry.image.is_some() {
+                return Err(bad("a built-in worker has no image".into()));
+            }
+            if entry.name != "iii-worker-manager" && !seen.insert(entry.name.clone()) {
+                return Err(bad("is listed twice".into()));
+            }
+            match entry.name.as_str() {
+                "iii-worker-manager" => config.listen(&entry).map_err(bad)?,
+                "iii-sandbox" => config.sandbox = Some(entry.config.unwrap_or_else(|| serde_json::json!({}))),
+                "iii-worker-ops" => {}
+                name if MANDATORY.contains(&name) => {}
+                name if ABSENT.contains(&name) => {
+                    config.warnings.push(format!("worker `{name}` is not part of this version: its entry has no effect"));
+                }
+                // The worker daemon reads these itself.
+                _ if entry.worker_path.is_some() || entry.image.is_some() => {}
+                name => config.warnings.push(format!(
+                    "worker `{name}` has neither `worker_path` nor `image`: its entry has no effect"
+                )),
+            }
+        }
+        if config.listeners.is_empty() {
+            config.listeners.push(Listener { host: "0.0.0.0".into(), port: 49134 });
+        }
+        Ok(config)
+    }
+
+    fn listen(&mut self, entry: &RawEntry) -> Result<(), String> {
+        let block = entry.config.clone().unwrap_or_else(|| serde_json::json!({}));
+        let raw: RawListener = serde_json::from_value(block).map_err(|error| error.to_string())?;
+        if raw.rbac.is_some() || raw.middleware_function_id.is_some() {
+            // Without it, a listener that is meant to be guarded would stand open.
+            return Err("`rbac` and `middleware_function_id` are not part of this version".into());
+        }
+        self.listeners.push(Listener { host: raw.host, port: raw.port });
+        Ok(())
+    }
+}
+
+fn worker_daemon_wanted() -> bool {
+    env::var_os("IIIWORKER_DISABLE_BUILTIN_DAEMONS").is_none()
+}
+
+/// Replaces `${NAME}` and `${NAME:default}`; anything else stays, an unclosed `${` too.
+fn expand(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, ConfigError> {
+    let mut expanded = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("${") {
+        let Some(end) = rest[start..].find('}') else { break };
+        expanded.push_str(&rest[..start]);
+        let inside = &rest[start + 2..start + end];
+        let (name, default) = match inside.split_once(':') {
+            Some((name, default)) => (name, Some(default)),
+            None => (inside, None),
+        };
+        match (variable(name), default) {
+            (Some(value), _) => expanded.push_str(&value),
+            (None, Some("__III_ENGINE_VERSION__")) => expanded.push_str(crate::VERSION),
+            (None, Some(default)) => expanded.push_str(default),
+            (None, None) => return Err(ConfigError::Variable(name.to_owned())),
+        }
+        rest = &rest[start + end + 1..];
+    }
+    expanded.push_str(rest);
+    Ok(expanded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new("config.yaml"), text)
+    }
+
+    #[test]
+    fn variables_are_expanded_with_their_defaults() {
+        let variable = |name: &str| (name == "PORT").then(|| "1234".to_owned());
+        assert_eq!(expand("p: ${PORT:1} $X ${NO:a:b} ${E:} ${", variable).expect("expanded"), "p: 1234 $X a:b  ${");
+        assert!(matches!(expand("${NO}", variable), Err(ConfigError::Variable(name)) if name == "NO"));
+    }
+
+    #[test]
+    fn an_empty_file_is_a_configuration() {
+        for text in ["", "workers:\n", "workers: []\n", "# nothing\n"] {
+            let config = parse(text).unwrap_or_else(|error| panic!("{text:?}: {error:?}"));
+            assert_eq!(config.listeners, [Listener { host: "0.0.0.0".into(), port: 49134 }], "{text:?}");
+            assert!(config.sandbox.is_none());
+        }
+    }
+
+    #[test]
+    fn entries_become_listeners_daemons_and_warnings() {
+        let config = parse(
+            "workers:\n  - name: iii-worker-manager\n    config: {port: 1, host: 127.0.0.1}\n  - name: iii-sandbox\n    \
+             config: {image_allowlist: [python]}\n  - name: iii-state\n  - name: mine\n    worker_path: /x\n",
+        )
+        .expect("a configuration");
+        assert_eq!(config.listeners, [Listener { host: "127.0.0.1".into(), port: 1 }]);
+        assert_eq!(config.sandbox, Some(serde_json::json!({ "image_allowlist": ["python"] })));
+        assert_eq!(config.warnings.len(), 1);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, named) in [
+            ("wrkers: []\n", "wrkers"),
+            ("workers:\n  - name: a\n    image: x\n  - name: a\n    image: y\n", "twice"),
+            ("workers:\n  - name: iii-http\n    image: x\n", "iii-http"),
+            ("workers:\n  - name: iii-worker-manager\n    config: {prt: 1}\n", "prt"),
+            ("workers:\n  - name: iii-worker-manager\n    config: {rbac: {}}\n", "rbac"),
+        ] {
+            let error = parse(text).expect_err(text);
+            let mut said = error.to_string();
+            if let Some(source) = std::error::Error::source(&error) {
+                said += &source.to_string();
+            }
+            assert!(said.contains(named), "{text:?}: {said}");
+        }
+    }
+}

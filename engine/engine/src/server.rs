@@ -1,0 +1,272 @@
+//! Listeners, the three paths, and the engine's life.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use std::{env, fs, io};
+
+use axum::Router as Routes;
+use axum::extract::{Path as UrlPath, Query, State, WebSocketUpgrade};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use engine_protocol::{Direction, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::children::Children;
+use crate::config::{Config, Listener};
+use crate::hub::{Hub, Origin};
+use crate::{channels, peer};
+
+/// How long an upgraded connection may take to say what it wants.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Longest first line on the socket of our VMs.
+const MAX_PREFACE_BYTES: usize = 4096;
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("could not listen on {host}:{port}")]
+    Listen { host: String, port: u16, source: io::Error },
+    #[error("could not listen on socket {}", path.display())]
+    VmSocket { path: PathBuf, source: io::Error },
+    #[error("could not start {program}")]
+    Child { program: String, source: io::Error },
+    #[error("could not prepare the home {}", path.display())]
+    Home { path: PathBuf, source: io::Error },
+}
+
+impl EngineError {
+    /// The reader's next step, where we know one.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Listen { port, source, .. } if source.kind() == io::ErrorKind::AddrInUse => Some(format!(
+                "another engine may be running: stop it, or set another `port` than {port} under `iii-worker-manager`"
+            )),
+            Self::Child { .. } => Some("the programs of one build belong in one folder; see III_BIN_DIR".into()),
+            Self::Listen { .. } | Self::VmSocket { .. } | Self::Home { .. } => None,
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Shared {
+    hub: Arc<Hub>,
+    origin: Origin,
+    stop: CancellationToken,
+}
+
+/// Listens, starts the daemons, and serves until `stop` is cancelled; then takes everything down.
+///
+/// # Errors
+/// What could not be started; nothing is left running then.
+pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), EngineError> {
+    let hub = Hub::new();
+    let mut tasks = JoinSet::new();
+    // Peers outlive `stop`: the daemons still have things to say while they end.
+    let peers_stop = CancellationToken::new();
+    let shared = Shared { hub: Arc::clone(&hub), origin: Origin::default(), stop: peers_stop.clone() };
+    let mut ports = Vec::new();
+    for Listener { host, port } in &config.listeners {
+        let listen = |source| EngineError::Listen { host: host.clone(), port: *port, source };
+        let listener = TcpListener::bind((host.as_str(), *port)).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        ports.push(address.port());
+        info!(%address, "listening");
+        tasks.spawn(accept_tcp(listener, shared.clone()));
+    }
+    let port = ports.first().copied().unwrap_or_default();
+    let socket = VmSocket::bind(port)?;
+    let listener = socket.listen()?;
+    tasks.spawn(accept_vms(listener, shared.clone()));
+    tasks.spawn(tick(Arc::clone(&hub), peers_stop.clone()));
+    let mut children = Children::new(port, socket.path.clone());
+    let started = children.start(&config).await;
+    if started.is_ok() {
+        stop.cancelled().await;
+        info!("stopping");
+    }
+    children.stop().await;
+    peers_stop.cancel();
+    tasks.shutdown().await;
+    started
+}
+
+async fn tick(hub: Arc<Hub>, stop: CancellationToken) {
+    let mut interval = tokio::time::interval(Duration::from_millis(500));
+    while stop.run_until_cancelled(interval.tick()).await.is_some() {
+        hub.tick();
+    }
+}
+
+/// Accepts workers until `stop`, then waits for their connections to end.
+async fn accept_tcp(listener: TcpListener, shared: Shared) {
+    let mut peers = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => break,
+            Some(_) = peers.join_next() => {}
+            // Cancel safe: dropping an `accept` loses no connection.
+            accepted = listener.accept() => match accepted {
+                Ok((socket, address)) => {
+                    let _ = socket.set_nodelay(true);
+                    let origin = Origin { address: Some(address.ip().to_string()), ..Origin::default() };
+                    peers.spawn(http(socket, Shared { origin, ..shared.clone() }));
+                }
+                Err(error) => {
+                    // Out of descriptors, most likely: they come back when somebody leaves.
+                    warn!(%error, "could not accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+    peers.shutdown().await;
+}
+
+/// Accepts our own VMs: who calls is said by the relay in the first line, not by the guest.
+async fn accept_vms(listener: UnixListener, shared: Shared) {
+    let mut peers = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => break,
+            Some(_) = peers.join_next() => {}
+            accepted = listener.accept() => if let Ok((socket, _)) = accepted {
+                peers.spawn(vm(socket, shared.clone()));
+            },
+        }
+    }
+    peers.shutdown().await;
+}
+
+async fn vm(mut socket: UnixStream, shared: Shared) {
+    #[derive(Deserialize)]
+    struct Preface {
+        worker: String,
+        #[serde(default)]
+        isolation: Option<String>,
+    }
+    let line = tokio::time::timeout(REQUEST_PATIENCE, first_line(&mut socket)).await;
+    let Ok(Ok(line)) = line else { return };
+    match serde_json::from_slice::<Preface>(&line) {
+        Ok(preface) => {
+            let origin = Origin { vm_worker: Some(preface.worker), isolation: preface.isolation, address: None };
+            http(socket, Shared { origin, ..shared }).await;
+        }
+        Err(error) => warn!(%error, "a connection on the VM socket does not say who it is"),
+    }
+}
+
+async fn first_line(socket: &mut UnixStream) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    loop {
+        match socket.read_u8().await? {
+            b'\n' => return Ok(line),
+            _ if line.len() == MAX_PREFACE_BYTES => return Err(io::ErrorKind::InvalidData.into()),
+            byte => line.push(byte),
+        }
+    }
+}
+
+async fn http(socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, shared: Shared) {
+    let stop = shared.stop.clone();
+    let routes = Routes::new()
+        .route("/", get(control))
+        .route("/otel", get(telemetry))
+        .route("/ws/channels/{id}", get(channel))
+        .with_state(shared);
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(hyper_util::rt::TokioTimer::new())
+        .header_read_timeout(REQUEST_PATIENCE)
+        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(routes))
+        .with_upgrades();
+    // An error here is a peer that went away in the middle of its request.
+    let _ = stop.run_until_cancelled(connection).await;
+}
+
+async fn control(upgrade: WebSocketUpgrade, State(shared): State<Shared>) -> Response {
+    upgrade
+        .max_message_size(MAX_MESSAGE_BYTES)
+        .max_frame_size(MAX_FRAME_BYTES)
+        .on_upgrade(move |socket| peer::serve(socket, shared.hub, shared.origin, shared.stop))
+}
+
+async fn telemetry(upgrade: WebSocketUpgrade, State(shared): State<Shared>) -> Response {
+    upgrade
+        .max_message_size(MAX_MESSAGE_BYTES)
+        .max_frame_size(MAX_FRAME_BYTES)
+        .on_upgrade(move |socket| peer::telemetry(socket, shared.stop))
+}
+
+#[derive(Deserialize)]
+struct ChannelQuery {
+    key: String,
+    dir: Direction,
+}
+
+async fn channel(
+    UrlPath(id): UrlPath<String>,
+    query: Query<ChannelQuery>,
+    upgrade: WebSocketUpgrade,
+    State(shared): State<Shared>,
+) -> Response {
+    match shared.hub.channels.attach(&id, &query.key, query.dir) {
+        None => (StatusCode::NOT_FOUND, "Channel not found").into_response(),
+        Some(end) => upgrade
+            .max_message_size(MAX_MESSAGE_BYTES)
+            .max_frame_size(MAX_FRAME_BYTES)
+            .on_upgrade(move |socket| async move {
+                shared.stop.run_until_cancelled(channels::carry(socket, end)).await;
+            }),
+    }
+}
+
+/// The socket that relays of our VMs connect to. Its file goes when the engine goes.
+struct VmSocket {
+    path: PathBuf,
+}
+
+impl VmSocket {
+    fn bind(port: u16) -> Result<Self, EngineError> {
+        let home = home();
+        let run = home.join("run");
+        let private = fs::create_dir_all(&run).and_then(|()| fs::set_permissions(&home, fs::Permissions::from_mode(0o700)));
+        private.map_err(|source| EngineError::Home { path: home, source })?;
+        Ok(Self { path: run.join(format!("engine-{port}.sock")) })
+    }
+
+    fn listen(&self) -> Result<UnixListener, EngineError> {
+        let failed = |source| EngineError::VmSocket { path: self.path.clone(), source };
+        // We hold the port of that number, so no other engine of ours is using this file.
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&self.path).map_err(failed)?;
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        Ok(listener)
+    }
+}
+
+impl Drop for VmSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// `III_HOME`, or `~/.iii`.
+pub(crate) fn home() -> PathBuf {
+    env::var_os("III_HOME").map_or_else(
+        || Path::new(&env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".iii"),
+        PathBuf::from,
+    )
+}
