@@ -189,6 +189,9 @@ impl PullError {
             Self::NotFound { available, .. } if available.is_empty() => {
                 Some("check the spelling of the reference, and that the image was pushed or built".into())
             }
+            Self::Unreachable { reason, .. } if reason.contains("certificate") => {
+                Some("name the file with the registry's certificate authority in SSL_CERT_FILE".into())
+            }
             Self::Unreachable { registry, .. } => Some(format!(
                 "check the network; for a registry without TLS, set III_INSECURE_REGISTRIES={registry}; \
                  to work without a registry, use oci:/path or docker-archive:/path.tar"

@@ -16,7 +16,7 @@ const MAX_TOTAL_BYTES: u64 = 10 << 30;
 const MAX_FILE_BYTES: u64 = 5 << 30;
 /// Beyond `RATIO_APPLIES_AFTER`, unpacked bytes may be at most this many times the compressed ones.
 const MAX_RATIO: u64 = 200;
-const RATIO_APPLIES_AFTER: u64 = 1 << 30;
+const RATIO_APPLIES_AFTER: u64 = 512 << 20;
 /// Longest path in an archive (`PATH_MAX`).
 const MAX_PATH_BYTES: usize = 4096;
 /// All extended attributes of one file.
@@ -192,10 +192,11 @@ impl<'a> Merger<'a> {
         };
         if path.iter().any(|part| part.starts_with(AUFS)) {
             // Other names of this kind are bookkeeping of AUFS.
-            if *name == OPAQUE && !parents.iter().any(|part| part.starts_with(AUFS)) {
-                if let Some(directory) = self.tree.directory(parents, None)? {
-                    self.tree.clear(directory, self.layer);
-                }
+            if *name == OPAQUE
+                && !parents.iter().any(|part| part.starts_with(AUFS))
+                && let Some(directory) = self.tree.directory(parents, None)?
+            {
+                self.tree.clear(directory, self.layer);
             }
             return Ok(());
         }

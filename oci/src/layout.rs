@@ -86,17 +86,17 @@ fn choose(
     let entries: Vec<Descriptor> = index.manifests.iter().filter(meant).cloned().collect();
     let names: Vec<String> = index.manifests.iter().filter_map(|entry| entry.annotations.get(TAG)).cloned().collect();
     // A pin may also name a manifest inside an index, which has no entry here.
-    if let (true, Some(pin)) = (entries.is_empty(), pin) {
-        if let Ok(metadata) = blob_path(path, pin).metadata() {
-            let entry = Descriptor {
-                media_type: String::new(),
-                digest: pin.to_string(),
-                size: metadata.len() as i64,
-                platform: None,
-                annotations: Default::default(),
-            };
-            return Ok(Index { manifests: vec![entry] });
-        }
+    if let (true, Some(pin)) = (entries.is_empty(), pin)
+        && let Ok(metadata) = blob_path(path, pin).metadata()
+    {
+        let entry = Descriptor {
+            media_type: String::new(),
+            digest: pin.to_string(),
+            size: metadata.len() as i64,
+            platform: None,
+            annotations: Default::default(),
+        };
+        return Ok(Index { manifests: vec![entry] });
     }
     let mut distinct: Vec<&String> = names.iter().collect();
     distinct.dedup();

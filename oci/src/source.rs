@@ -1,9 +1,11 @@
 //! The three sources of images behind one shape: find the manifest, then hand out configuration and layers.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use tokio::sync::mpsc;
 
 use crate::archive;
@@ -158,7 +160,12 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(cancelled)?
 }
 
-/// Opens a file for reading, with the error a pull reports.
+/// Opens a regular file for reading, with the error a pull reports. Anything else could block for ever.
 pub(crate) fn open(path: &Path) -> Result<File, PullError> {
-    File::open(path).map_err(|error| PullError::io("open", path, error))
+    let failed = |error| PullError::io("open", path, error);
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(failed)?;
+    match file.metadata().map_err(failed)?.is_file() {
+        true => Ok(file),
+        false => Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"))),
+    }
 }

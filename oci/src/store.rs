@@ -92,10 +92,10 @@ impl Store {
     /// The image a reference means, if it is ready. Asks no registry; a local source is looked at again, because
     /// that is cheap and the image may have been built anew.
     pub async fn find(&self, image: &ImageRef) -> Result<Option<Rootfs>, StoreError> {
-        if image.is_local() {
-            if let Ok(found) = Found::resolve(image, &self.options.registry).await {
-                return Ok(self.installed(found.digest()));
-            }
+        if image.is_local()
+            && let Ok(found) = Found::resolve(image, &self.options.registry).await
+        {
+            return Ok(self.installed(found.digest()));
         }
         let tags = Tags::read(&self.dir)?;
         Ok(tags.get(&image.to_string()).and_then(|tag| self.installed(&tag.digest)))
@@ -152,10 +152,10 @@ impl Store {
 
     async fn make_ready(&self, image: &ImageRef, refresh: Refresh, meter: &Meter) -> Result<Rootfs, PullError> {
         let asked = SystemTime::now();
-        if refresh == Refresh::IfMissing {
-            if let Some(ready) = self.find(image).await? {
-                return Ok(ready);
-            }
+        if refresh == Refresh::IfMissing
+            && let Some(ready) = self.find(image).await?
+        {
+            return Ok(ready);
         }
         let shown = image.to_string();
         let reference_lock = self.lock_path(Digest::of(shown.as_bytes()).hex());

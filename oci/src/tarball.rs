@@ -438,4 +438,59 @@ mod tests {
         assert!(check_segments(&segments(&[(u64::MAX, 1)]), u64::MAX, 1).is_none());
         assert!(check_segments(&segments(&[(0, 5)]), 15, 4).is_none());
     }
+
+    /// Reads all members with their data, as a merge does.
+    fn read_all(raw: &[u8]) -> Result<usize, TarError> {
+        let mut archive = Tarball::new(raw);
+        let mut bytes = 0;
+        let mut buffer = [0; 1000];
+        while let Some(member) = archive.next_member()? {
+            assert!(member.segments.is_none_or(|list| list.iter().all(|s| s.offset + s.length <= member.size)));
+            loop {
+                match archive.read(&mut buffer)? {
+                    0 => break,
+                    got => bytes += got,
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn sample(kinds: &[u8], body: &[u8]) -> Vec<u8> {
+        let mut raw = Vec::new();
+        for kind in kinds {
+            let mut header = Header::new_gnu();
+            header.set_entry_type(EntryType::new(*kind));
+            header.set_size(body.len() as u64);
+            header.set_cksum();
+            raw.extend(header.as_bytes());
+            raw.extend(body);
+            raw.resize(raw.len().next_multiple_of(512), 0);
+        }
+        raw
+    }
+
+    proptest::proptest! {
+        /// Headers whose checksum is right say what they like: an error or an end, and no panic.
+        #[test]
+        fn hostile_headers_end_in_an_error(
+            kinds in proptest::collection::vec(proptest::sample::select(b"0125xgLKS".to_vec()), 1..6),
+            body in "[0-9]{1,3} (GNU\\.sparse\\.(map|size|major|realsize)|size|path|mtime|uid)=[0-9,.-]{1,12}\n",
+            edits in proptest::collection::vec((0_usize..2048, proptest::num::u8::ANY), 0..12),
+        ) {
+            let mut raw = sample(&kinds, body.as_bytes());
+            for (at, byte) in edits {
+                if let Some(place) = raw.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            for block in raw.chunks_mut(512) {
+                let sum: u32 = block.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { u32::from(*b) }).sum();
+                if block.len() == 512 && block[257..262] == *b"ustar" {
+                    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+                }
+            }
+            let _ = read_all(&raw);
+        }
+    }
 }

@@ -172,12 +172,12 @@ impl Tree {
         node: Node,
         layer: LayerNumber,
     ) -> Result<NodeId, LayerError> {
-        if let (Kind::Directory(_), Some(old)) = (&node.kind, self.entry(parent, name)) {
-            if let Kind::Directory(_) = self.node(old.node).kind {
-                self.set_attributes(old.node, node.attributes)?;
-                self.insert(parent, name, Entry { node: old.node, layer });
-                return Ok(old.node);
-            }
+        if let (Kind::Directory(_), Some(old)) = (&node.kind, self.entry(parent, name))
+            && let Kind::Directory(_) = self.node(old.node).kind
+        {
+            self.set_attributes(old.node, node.attributes)?;
+            self.insert(parent, name, Entry { node: old.node, layer });
+            return Ok(old.node);
         }
         let target = if let Kind::Symlink(target) = &node.kind { target.len() } else { 0 };
         self.count_metadata(name.len() + target + xattr_bytes(&node.attributes))?;
@@ -215,10 +215,11 @@ impl Tree {
         if let Kind::Directory(_) = self.node(entry.node).kind {
             self.clear(entry.node, layer);
         }
-        if entry.layer < layer && self.children(entry.node).next().is_none() {
-            if let Kind::Directory(directory) = &mut self.nodes[parent.index()].kind {
-                directory.children.remove(name);
-            }
+        if entry.layer < layer
+            && self.children(entry.node).next().is_none()
+            && let Kind::Directory(directory) = &mut self.nodes[parent.index()].kind
+        {
+            directory.children.remove(name);
         }
     }
 

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::io::Write;
+
 use support::reader::Image;
 use support::{Layer, Packing, World, chain, fsck};
 use tar::{EntryType, Header};
@@ -318,6 +320,30 @@ async fn bombs_are_refused() {
         .pax(&[("SCHILY.xattr.user.a", &fat[..60 << 10]), ("SCHILY.xattr.user.b", &fat[..9000])])
         .file("f", "");
     assert!(refusal(vec![fat]).await.contains("extended attributes"));
+}
+
+#[tokio::test]
+async fn half_a_gigabyte_of_zeros_in_a_few_bytes_is_refused() {
+    let world = World::new();
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::Regular);
+    header.set_path("zeros").unwrap();
+    header.set_size(4 << 30);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_cksum();
+    // The file goes on for ever; the limit is reached long before its end.
+    let mut packed = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    packed.write_all(header.as_bytes()).unwrap();
+    (0..600).for_each(|_| packed.write_all(&[0; 1 << 20]).unwrap());
+    let packed = packed.finish().unwrap();
+    assert!(packed.len() < 200_000);
+    world.write_packed(&[(packed, "application/vnd.oci.image.layer.v1.tar+zstd")], &[oci::Digest::of(b"")]);
+    let text = chain(&world.ready().await.expect_err("a bomb"));
+    assert!(text.contains("more than 200 times"), "{text}");
+    world.assert_nothing_left();
 }
 
 #[tokio::test]

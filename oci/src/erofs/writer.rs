@@ -273,10 +273,10 @@ impl Packer {
         if !end.is_multiple_of(BLOCK_BYTES) {
             self.open.push(end);
         }
-        if self.open.len() > Self::MAX_OPEN {
-            if let Some(fullest) = (0..self.open.len()).min_by_key(|i| free(self.open[*i])) {
-                self.open.swap_remove(fullest);
-            }
+        if self.open.len() > Self::MAX_OPEN
+            && let Some(fullest) = (0..self.open.len()).min_by_key(|i| free(self.open[*i]))
+        {
+            self.open.swap_remove(fullest);
         }
         at
     }

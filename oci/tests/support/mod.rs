@@ -122,6 +122,9 @@ impl Packing {
     }
 }
 
+/// An index's entry: digest, tag, operating system and architecture.
+pub(crate) type Entry<'a> = (&'a Digest, Option<&'a str>, Option<(&'a str, &'a str)>);
+
 /// A layout directory with one image, and a store beside it.
 pub(crate) struct World {
     pub(crate) directory: tempfile::TempDir,
@@ -196,13 +199,12 @@ impl World {
         Manifest { digest, layers: blobs.into_iter().map(|(digest, ..)| digest).collect() }
     }
 
-    /// Entries: digest, tag, platform.
-    pub(crate) fn write_index(&self, entries: &[(&Digest, Option<&str>, Option<(&str, &str)>)]) {
+    pub(crate) fn write_index(&self, entries: &[Entry<'_>]) {
         std::fs::write(self.layout().join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
         std::fs::write(self.layout().join("index.json"), self.index(entries)).unwrap();
     }
 
-    pub(crate) fn index(&self, entries: &[(&Digest, Option<&str>, Option<(&str, &str)>)]) -> String {
+    pub(crate) fn index(&self, entries: &[Entry<'_>]) -> String {
         let entries: Vec<serde_json::Value> = entries
             .iter()
             .map(|(digest, tag, platform)| {
