@@ -13,6 +13,7 @@
 
 mod process;
 mod spec;
+mod sys;
 
 pub use process::{SpawnError, Vm, VmEvent, VmExit};
 pub use spec::{
