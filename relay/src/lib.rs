@@ -1,1 +1,29 @@
-//! Work in progress.
+//! Carries one guest's TCP and UDP to the host network, without privileges.
+//!
+//! ```text
+//! guest eth0 ─ link ─ sort ─┬─ tcp   smoltcp socket ◄─► flow task ◄─► host socket
+//!                           ├─ udp   one host socket per (guest port, destination)
+//!                           │        └─ port 53: dns, to the host's resolvers
+//!                           └─ ARP, ICMP echo to the gateway: answered here
+//! ```
+//! Knows frames, addresses and the egress [`Policy`]. Knows no driver, worker or engine.
+//!
+//! Always true:
+//! - A guest's connection is answered only after the host's is made: a refused port is refused in the guest.
+//! - An oversized frame ends the link: a length-prefixed stream cannot be resynchronised.
+//! - At most [`MAX_FLOWS`] flows; beyond it the longest idle one is reset. No flow outlives [`run`].
+//! - Loopback and link-local addresses, and the host's own, are never reached but through the gateway's ports.
+
+mod dns;
+mod link;
+mod packet;
+mod policy;
+mod stack;
+mod tcp;
+mod udp;
+
+pub use policy::{Config, Egress, GatewayPort, HostTarget, MacAddress, MacInvalid, Policy};
+pub use stack::{Stats, run};
+
+/// TCP connections of one guest at a time.
+pub const MAX_FLOWS: usize = 256;
