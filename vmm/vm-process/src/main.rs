@@ -1,1 +1,117 @@
-fn main() {}
+//! `iii-vm`: one VM, from its description to its end.
+//!
+//! ```text
+//!            stdin: lifeline        3: guest channel
+//!                 │                       │
+//! daemon ────► iii-vm ── driver ──► QEMU ◄┘        stdout: one VmEvent per line
+//!                 └── relay ◄─ frames ─┘           stderr: log
+//! ```
+//! Knows which driver to take and who sits at the ends of its wires. Knows no image, worker or guest protocol.
+//!
+//! Always true:
+//! - When the lifeline closes, or this process dies in any way, QEMU dies.
+//! - `Exited` is printed once, and last.
+
+mod network;
+mod probe;
+mod report;
+mod sys;
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Instant;
+
+use vmm::{VmExit, VmSpec};
+use vmm_qemu::{Driver, QemuError, Wires};
+
+/// A description is a few hundred bytes.
+const MAX_SPEC_BYTES: u64 = 1024 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("cannot read the VM's description {path}: {source}", path = path.display())]
+    Spec { path: PathBuf, source: std::io::Error },
+    #[error("there is no guest channel: {0}")]
+    GuestChannel(std::io::Error),
+    #[error("cannot make the network link: {0}")]
+    Link(std::io::Error),
+    #[error(transparent)]
+    Qemu(#[from] QemuError),
+}
+
+impl Failure {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Qemu(error) => error.hint(),
+            Self::GuestChannel(_) => Some("iii-vm is started by the daemon, not by hand".to_owned()),
+            Self::Spec { .. } | Self::Link(_) => None,
+        }
+    }
+}
+
+fn main() {
+    let since = Instant::now();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.as_slice() {
+        [flag] if flag == "--probe" => probe::here(),
+        [path] if !path.starts_with('-') => run(Path::new(path), since),
+        _ => {
+            eprintln!("usage: iii-vm SPEC.json | iii-vm --probe");
+            std::process::exit(2);
+        }
+    }
+}
+
+fn run(spec: &Path, since: Instant) -> ! {
+    let exit = match start(spec, since) {
+        Ok(running) => running.wait(),
+        Err(failure) => {
+            VmExit::Failed { reason: failure.to_string(), hint: failure.hint(), console_tail: String::new() }
+        }
+    };
+    report::end(exit)
+}
+
+/// Runs on the main thread: QEMU is killed when the thread that started it ends.
+fn start(spec: &Path, since: Instant) -> Result<vmm_qemu::Running, Failure> {
+    let guest = UnixStream::from(sys::guest_channel().map_err(Failure::GuestChannel)?);
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
+        )
+        .init();
+    follow_lifeline();
+    let spec = read_spec(spec)?;
+    let driver = Driver::prepare(&spec, probe::in_child)?;
+    let (link, net) = UnixStream::pair().map_err(Failure::Link)?;
+    network::serve(link, spec.network.as_ref()).map_err(Failure::Link)?;
+    Ok(driver.start(Wires { guest, net }, since, &mut |event| report::report(&event))?)
+}
+
+/// Ends this process, and with it QEMU, when standard input closes.
+fn follow_lifeline() {
+    thread::spawn(|| {
+        let mut buffer = [0u8; 64];
+        let mut lifeline = std::io::stdin().lock();
+        loop {
+            match lifeline.read(&mut buffer) {
+                Ok(1..) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => report::end(VmExit::Stopped),
+            }
+        }
+    });
+}
+
+fn read_spec(path: &Path) -> Result<VmSpec, Failure> {
+    let failed = |source| Failure::Spec { path: path.to_owned(), source };
+    let mut text = Vec::new();
+    File::open(path).and_then(|file| file.take(MAX_SPEC_BYTES).read_to_end(&mut text)).map_err(failed)?;
+    serde_json::from_slice(&text).map_err(|error| failed(error.into()))
+}

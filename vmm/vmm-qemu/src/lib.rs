@@ -1,1 +1,30 @@
-//! Work in progress.
+//! Runs a [`vmm::VmSpec`] under QEMU, on KVM or by software emulation.
+//!
+//! ```text
+//! Driver::start ── template there? ── yes ─► QEMU -incoming ◄─ state, memory (private mapping) ─► running
+//!                        │ no                                                                        ▲
+//!                        └─► build: boot, wait for Hello, stop, save ── failed? ─► cold boot ────────┘
+//! ```
+//! Knows QEMU's command line, its monitor protocol and templates. Knows no network, image or guest protocol
+//! beyond the first frame a booted guest sends.
+//!
+//! Always true:
+//! - QEMU never outlives the thread that called [`Driver::start`].
+//! - A template appears under its key complete or not at all, and holds nothing of any tenant.
+//! - A guest can write at most [`CONSOLE_LIMIT_BYTES`] of console to the host's disk.
+
+mod arguments;
+mod driver;
+mod error;
+mod kit;
+mod kvm_probe;
+mod process;
+mod qmp;
+mod sys;
+mod template;
+mod tsc;
+
+pub use driver::{Driver, Running, Wires};
+pub use error::QemuError;
+pub use kvm_probe::{KvmVerdict, cached_verdict, probe_in_this_process};
+pub use process::CONSOLE_LIMIT_BYTES;

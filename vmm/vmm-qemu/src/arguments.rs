@@ -1,0 +1,189 @@
+//! QEMU's command line.
+//!
+//! A template and its clones must be the same machine: everything the guest can see is built from [`Shape`]
+//! here, and only the host's ends of it differ.
+
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::kit::Kit;
+
+/// The virtio-serial port guest-init looks for.
+const PORT_NAME: &str = "iii.guest";
+
+/// What a template's network device is called; a clone's guest takes its own address when it adopts.
+const TEMPLATE_MAC: &str = "02:6d:73:00:00:02";
+
+/// How instructions are executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Accel {
+    Kvm,
+    Tcg,
+}
+
+impl Accel {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// Everything about a machine that its guest can see.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Shape {
+    pub(crate) accel: Accel,
+    pub(crate) memory_mib: u32,
+    pub(crate) vcpus: u32,
+    pub(crate) tsc_khz: u64,
+}
+
+impl Shape {
+    pub(crate) fn kernel_command_line(&self) -> String {
+        format!("console=ttyS0 quiet panic=-1 tsc_early_khz={} tsc=reliable", self.tsc_khz)
+    }
+}
+
+/// The host's ends of a machine.
+#[derive(Debug)]
+pub(crate) struct HostEnds<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) root_disk: &'a Path,
+    pub(crate) scratch_disk: &'a Path,
+    pub(crate) guest_fd: RawFd,
+    pub(crate) net_fd: RawFd,
+    pub(crate) monitor_fd: RawFd,
+}
+
+/// Where the machine's first instruction comes from.
+#[derive(Debug)]
+pub(crate) enum Start<'a> {
+    /// The kernel, with anonymous memory.
+    Boot(&'a Kit),
+    /// The kernel, with its memory in a file that others will map.
+    BootIntoFile(&'a Kit, &'a Path),
+    /// A saved machine: `memory` is mapped privately, the rest comes over the monitor.
+    Restore { memory: &'a Path },
+}
+
+/// The whole command line, without the program.
+pub(crate) fn arguments(shape: &Shape, ends: &HostEnds<'_>, start: &Start<'_>) -> Vec<String> {
+    let mut machine = "microvm,x-option-roms=off,rtc=on,pit=on,pic=on,acpi=on".to_owned();
+    let (accel, cpu) = match shape.accel {
+        Accel::Kvm => ("kvm", "host"),
+        Accel::Tcg => ("tcg,thread=multi", "max"),
+    };
+    let mut list: Vec<String> = Vec::with_capacity(64);
+    let memory_file = match start {
+        Start::Boot(_) => None,
+        Start::BootIntoFile(_, path) => Some((*path, true)),
+        Start::Restore { memory } => Some((*memory, false)),
+    };
+    if let Some((path, share)) = memory_file {
+        machine.push_str(",memory-backend=mem");
+        let size = u64::from(shape.memory_mib) * 1024 * 1024;
+        let object = json!({"qom-type": "memory-backend-file", "id": "mem", "size": size, "mem-path": path, "share": share});
+        add(&mut list, &["-object", &object.to_string()]);
+    }
+    add(&mut list, &["-name", &format!("iii-{}", plain(ends.name))]);
+    add(&mut list, &["-M", &machine, "-accel", accel, "-cpu", cpu]);
+    add(&mut list, &["-m", &format!("{}M", shape.memory_mib), "-smp", &shape.vcpus.to_string()]);
+    add(&mut list, &["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    add(&mut list, &["-global", "virtio-mmio.force-legacy=off"]);
+    add(&mut list, &["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    // A pipe to us: the console never reaches the disk without going through a limit.
+    add(&mut list, &["-serial", "stdio"]);
+    add(&mut list, &["-chardev", &format!("socket,id=monitor,fd={}", ends.monitor_fd)]);
+    add(&mut list, &["-mon", "chardev=monitor,mode=control"]);
+    add(&mut list, &["-device", "virtio-serial-device"]);
+    add(&mut list, &["-chardev", &format!("socket,id=guest,fd={}", ends.guest_fd)]);
+    add(&mut list, &["-device", &format!("virtserialport,chardev=guest,name={PORT_NAME}")]);
+    for (node, path, read_only) in [("root", ends.root_disk, true), ("scratch", ends.scratch_disk, false)] {
+        let disk = json!({
+            "driver": "raw", "node-name": node, "read-only": read_only, "discard": "unmap",
+            "file": {"driver": "file", "filename": path, "read-only": read_only, "discard": "unmap"},
+        });
+        add(&mut list, &["-blockdev", &disk.to_string(), "-device", &format!("virtio-blk-device,drive={node}")]);
+    }
+    add(&mut list, &["-netdev", &format!("stream,id=net,server=off,addr.type=fd,addr.str={}", ends.net_fd)]);
+    add(&mut list, &["-device", &format!("virtio-net-device,netdev=net,mac={TEMPLATE_MAC}")]);
+    match start {
+        Start::Boot(kit) | Start::BootIntoFile(kit, _) => {
+            add(&mut list, &["-kernel", &kit.kernel.to_string_lossy(), "-initrd", &kit.initramfs.to_string_lossy()]);
+            add(&mut list, &["-append", &shape.kernel_command_line()]);
+        }
+        // The kernel is in the memory already; not loading it again saves a third of the restore.
+        Start::Restore { .. } => add(&mut list, &["-incoming", "defer"]),
+    }
+    list
+}
+
+fn add(list: &mut Vec<String>, arguments: &[&str]) {
+    list.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+}
+
+/// A name that means nothing in QEMU's option syntax.
+fn plain(name: &str) -> String {
+    name.chars().take(64).map(|letter| if letter.is_ascii_alphanumeric() || letter == '-' { letter } else { '_' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(accel: Accel) -> Shape {
+        Shape { accel, memory_mib: 256, vcpus: 2, tsc_khz: 2_596_154 }
+    }
+
+    fn ends(name: &'static str) -> HostEnds<'static> {
+        HostEnds {
+            name,
+            root_disk: Path::new("/images/a,b.erofs"),
+            scratch_disk: Path::new("/run/s.ext4"),
+            guest_fd: 7,
+            net_fd: 8,
+            monitor_fd: 9,
+        }
+    }
+
+    fn after<'a>(list: &'a [String], flag: &str) -> Vec<&'a str> {
+        list.windows(2).filter(|pair| pair[0] == flag).map(|pair| pair[1].as_str()).collect()
+    }
+
+    #[test]
+    fn a_clone_is_the_machine_of_its_template_without_a_kernel() {
+        let restore = arguments(&shape(Accel::Tcg), &ends("a"), &Start::Restore { memory: Path::new("/t/memory") });
+        assert_eq!(after(&restore, "-incoming"), ["defer"]);
+        assert!(after(&restore, "-kernel").is_empty());
+        assert!(after(&restore, "-object")[0].contains(r#""share":false"#));
+        assert!(after(&restore, "-M")[0].ends_with(",memory-backend=mem"));
+        assert_eq!(after(&restore, "-m"), ["256M"]);
+        assert_eq!(after(&restore, "-smp"), ["2"]);
+    }
+
+    #[test]
+    fn acceleration_chooses_the_processor() {
+        let start = Start::Restore { memory: Path::new("/t/memory") };
+        assert_eq!(after(&arguments(&shape(Accel::Kvm), &ends("a"), &start), "-cpu"), ["host"]);
+        assert_eq!(after(&arguments(&shape(Accel::Tcg), &ends("a"), &start), "-cpu"), ["max"]);
+    }
+
+    #[test]
+    fn names_and_paths_cannot_add_options() {
+        let list = arguments(&shape(Accel::Tcg), &ends("a,debug-threads=on"), &Start::Restore { memory: Path::new("/m") });
+        assert_eq!(after(&list, "-name"), ["iii-a_debug-threads_on"]);
+        let root: serde_json::Value = serde_json::from_str(after(&list, "-blockdev")[0]).unwrap();
+        assert_eq!(root["file"]["filename"], "/images/a,b.erofs");
+        assert_eq!(root["read-only"], true);
+    }
+
+    #[test]
+    fn the_kernel_is_told_the_clock_frequency() {
+        assert!(shape(Accel::Tcg).kernel_command_line().contains("tsc_early_khz=2596154"));
+    }
+}

@@ -1,0 +1,77 @@
+//! What can go wrong before a guest runs, and what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::kvm_probe::KvmVerdict;
+
+/// Why no VM runs.
+#[derive(Debug, thiserror::Error)]
+pub enum QemuError {
+    #[error("QEMU is not installed: no program {tried:?} found")]
+    NoQemu { tried: String },
+    #[error("the kit has no {path}", path = path.display())]
+    NoKit { path: PathBuf, source: io::Error },
+    #[error("KVM was asked for, but {reason}", reason = .verdict.reason())]
+    NoKvm { verdict: KvmVerdict },
+    #[error("disk {path} is not there", path = path.display())]
+    NoDisk { path: PathBuf, source: io::Error },
+    #[error("disk {path} has {found} bytes, not {expected}", path = path.display())]
+    DiskSize { path: PathBuf, found: u64, expected: u64 },
+    #[error("no space for a template in {path}: {free_mib} MiB free, {needed_mib} MiB needed", path = path.display())]
+    NoSpace { path: PathBuf, free_mib: u64, needed_mib: u64 },
+    #[error("cannot use {path}: {source}", path = path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error("cannot start {program}: {source}", program = program.display())]
+    Start { program: PathBuf, source: io::Error },
+    #[error("QEMU ended during {during}: {said}")]
+    Ended { during: &'static str, said: String },
+    #[error("QEMU refused `{command}`: {reason}")]
+    Refused { command: String, reason: String },
+    #[error("QEMU's monitor broke during {during}: {source}")]
+    Monitor { during: &'static str, source: io::Error },
+    #[error("{what} took longer than {limit:?}")]
+    TooSlow { what: &'static str, limit: Duration },
+    #[error("the guest's first frame is no Hello, but begins with {header:02x?}")]
+    NotHello { header: [u8; 12] },
+    #[error("the template in {path} is damaged: {reason}", path = path.display())]
+    Damaged { path: PathBuf, reason: String },
+}
+
+impl QemuError {
+    /// The next step for a person.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoQemu { .. } => {
+                Some("apt install qemu-system-x86, or name the program in III_QEMU".to_owned())
+            }
+            Self::NoKit { .. } => Some("run `make kit`".to_owned()),
+            Self::NoKvm { .. } => Some("choose accel `auto` or `tcg` (slower, and a weaker boundary)".to_owned()),
+            Self::NoDisk { .. } | Self::DiskSize { .. } => {
+                Some("remove the image from the store and let it be made again".to_owned())
+            }
+            Self::NoSpace { path, needed_mib, .. } => {
+                Some(format!("free {needed_mib} MiB on the file system of {}", path.display()))
+            }
+            Self::TooSlow { .. } => Some("the machine may be overloaded; the guest's console is in the log".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// Whether a cold boot could still work where restoring or making a template did not.
+    pub(crate) fn spares_cold_boot(&self) -> bool {
+        !matches!(
+            self,
+            Self::NoQemu { .. } | Self::NoKit { .. } | Self::NoKvm { .. } | Self::NoDisk { .. } | Self::DiskSize { .. }
+                | Self::NoSpace { .. }
+        )
+    }
+}
+
+/// Names the path in an error.
+pub(crate) fn at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> QemuError {
+    let path = path.into();
+    move |source| QemuError::File { path, source }
+}

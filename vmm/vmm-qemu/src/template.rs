@@ -1,0 +1,353 @@
+//! Templates: machines saved right after their guest said Hello, to be cloned instead of booted.
+//!
+//! ```text
+//! <folder>/<key>/template.json   written last; names the digest of `state`
+//!                memory          guest memory, mapped privately by every clone
+//!                state           devices and processors
+//!         <key>.lock             held while building
+//!         .building-…            incomplete; removed by whoever holds the lock next
+//! ```
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::arguments::{HostEnds, Shape, Start, arguments};
+use crate::error::{QemuError, at};
+use crate::kit::{Kit, KitIdentity};
+use crate::process::Process;
+use crate::qmp::Monitor;
+
+/// Changes whenever the meaning of a template's files changes.
+const FORMAT: u32 = 1;
+
+/// Templates kept; beyond it the one used longest ago goes.
+const KEPT: usize = 8;
+
+/// What a freshly booted guest writes to its memory file, with a margin.
+const NEEDED_BYTES: u64 = 192 * 1024 * 1024;
+
+/// A guest that has not said Hello by then never will.
+const BOOT_LIMIT: Duration = Duration::from_secs(90);
+
+const SAVE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Longest first frame that is taken for a Hello.
+const MAX_HELLO_BYTES: u32 = 64 * 1024;
+
+const HELLO: u8 = 1;
+
+/// Everything that must be equal for a saved machine to run again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Key {
+    format: u32,
+    /// The program file stands for its version: asking it would cost a process.
+    qemu: (PathBuf, u64, i64, i64),
+    kit: KitIdentity,
+    shape: Shape,
+    arguments: Vec<String>,
+    cpu_model: String,
+    disks: (u64, u64),
+}
+
+impl Key {
+    pub(crate) fn new(program: &Path, kit: &Kit, shape: &Shape) -> Result<Self, QemuError> {
+        let file = fs::metadata(program).map_err(at(program))?;
+        // The guest-visible command line, with names in place of everything that differs between clones.
+        let ends = HostEnds {
+            name: "",
+            root_disk: Path::new("root"),
+            scratch_disk: Path::new("scratch"),
+            guest_fd: 0,
+            net_fd: 0,
+            monitor_fd: 0,
+        };
+        let mut arguments = arguments(shape, &ends, &Start::Restore { memory: Path::new("memory") });
+        arguments.push(shape.kernel_command_line());
+        Ok(Self {
+            format: FORMAT,
+            qemu: (program.to_owned(), file.len(), file.mtime(), file.mtime_nsec()),
+            kit: kit.identity.clone(),
+            shape: shape.clone(),
+            arguments,
+            cpu_model: cpu_model(),
+            disks: (vmm::ROOT_DISK_BYTES, vmm::SCRATCH_DISK_BYTES),
+        })
+    }
+
+    /// The folder's name.
+    pub(crate) fn name(&self) -> Result<String, QemuError> {
+        let text = serde_json::to_vec(self).map_err(|error| at("template.json")(error.into()))?;
+        Ok(hex(&Sha256::digest(text))[..32].to_owned())
+    }
+}
+
+/// Model name of the host's first processor.
+pub(crate) fn cpu_model() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find(|line| line.starts_with("model name"));
+    model.and_then(|line| line.split_once(':')).map_or_else(String::new, |(_, model)| model.trim().to_owned())
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    key: Value,
+    state_sha256: String,
+    memory_bytes: u64,
+}
+
+/// A complete template.
+#[derive(Debug)]
+pub(crate) struct Template {
+    pub(crate) folder: PathBuf,
+    pub(crate) memory: PathBuf,
+    pub(crate) state: File,
+}
+
+/// The templates of one user.
+#[derive(Debug)]
+pub(crate) struct Templates {
+    folder: PathBuf,
+}
+
+impl Templates {
+    pub(crate) fn open(folder: &Path) -> Result<Self, QemuError> {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at(folder))?;
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// The template called `name`, if there is one; marks it as used.
+    ///
+    /// # Errors
+    /// [`QemuError::Damaged`] when its files are not what was saved.
+    pub(crate) fn find(&self, name: &str) -> Result<Option<Template>, QemuError> {
+        let folder = self.folder.join(name);
+        if !folder.exists() {
+            return Ok(None);
+        }
+        let damaged = |reason: String| QemuError::Damaged { path: folder.clone(), reason };
+        let about = folder.join("template.json");
+        let text = fs::read(&about).map_err(|error| damaged(format!("template.json: {error}")))?;
+        let manifest: Manifest =
+            serde_json::from_slice(&text).map_err(|error| damaged(format!("template.json: {error}")))?;
+        let memory = folder.join("memory");
+        let length = fs::metadata(&memory).map_err(|error| damaged(format!("memory: {error}")))?.len();
+        if length != manifest.memory_bytes {
+            return Err(damaged(format!("memory has {length} bytes, not {}", manifest.memory_bytes)));
+        }
+        let state = folder.join("state");
+        let (digest, _) = digest(&state).map_err(|error| damaged(format!("state: {error}")))?;
+        if digest != manifest.state_sha256 {
+            return Err(damaged("state is not what was saved".to_owned()));
+        }
+        let state = File::open(&state).map_err(|error| damaged(format!("state: {error}")))?;
+        if let Ok(about) = OpenOptions::new().write(true).open(&about) {
+            let _ = about.set_modified(SystemTime::now());
+        }
+        Ok(Some(Template { folder, memory, state }))
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        let _ = fs::remove_dir_all(self.folder.join(name));
+    }
+
+    /// Makes the template called `name`, unless someone else did while we waited for the lock.
+    /// `building` is called when work really starts.
+    pub(crate) fn make(
+        &self,
+        name: &str,
+        key: &Key,
+        program: &Path,
+        kit: &Kit,
+        building: impl FnOnce(),
+    ) -> Result<Template, QemuError> {
+        let lock_path = self.folder.join(format!("{name}.lock"));
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
+        let lock = Flock::lock(lock.map_err(at(&lock_path))?, FlockArg::LockExclusive)
+            .map_err(|(_, error)| at(&lock_path)(error.into()))?;
+        if let Ok(Some(template)) = self.find(name) {
+            return Ok(template);
+        }
+        building();
+        self.remove(name);
+        let work = self.folder.join(format!(".building-{name}"));
+        let _ = fs::remove_dir_all(&work);
+        self.require_space(key.shape.memory_mib)?;
+        DirBuilder::new().mode(0o700).create(&work).map_err(at(&work))?;
+        let built = build(&work, key, program, kit)
+            .and_then(|()| fs::rename(&work, self.folder.join(name)).map_err(at(&work)));
+        if let Err(error) = built {
+            let _ = fs::remove_dir_all(&work);
+            return Err(error);
+        }
+        self.sweep(name);
+        drop(lock);
+        self.find(name)?.ok_or_else(|| QemuError::Damaged {
+            path: self.folder.join(name),
+            reason: "it vanished after it was made".to_owned(),
+        })
+    }
+
+    fn require_space(&self, memory_mib: u32) -> Result<(), QemuError> {
+        let space = nix::sys::statvfs::statvfs(&self.folder).map_err(|error| at(&self.folder)(error.into()))?;
+        let free = space.blocks_available() * space.fragment_size();
+        // A memory file on a full disk would kill QEMU in the middle of a write.
+        let needed = NEEDED_BYTES.min(u64::from(memory_mib) * 1024 * 1024) + 8 * 1024 * 1024;
+        if free >= needed {
+            return Ok(());
+        }
+        Err(QemuError::NoSpace { path: self.folder.clone(), free_mib: free >> 20, needed_mib: needed >> 20 })
+    }
+
+    /// Removes the templates used longest ago. Running clones keep their files open and do not notice.
+    fn sweep(&self, current: &str) {
+        let Ok(entries) = fs::read_dir(&self.folder) else { return };
+        let mut templates: Vec<(SystemTime, PathBuf)> = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| !path.ends_with(current))
+            .filter_map(|path| Some((fs::metadata(path.join("template.json")).ok()?.modified().ok()?, path)))
+            .collect();
+        templates.sort();
+        let surplus = templates.len().saturating_sub(KEPT - 1);
+        for (_, path) in templates.into_iter().take(surplus) {
+            let _ = fs::remove_dir_all(&path);
+            let _ = fs::remove_file(path.with_extension("lock"));
+        }
+    }
+}
+
+/// Boots a machine with blank disks, waits for its Hello and saves it into `work`.
+fn build(work: &Path, key: &Key, program: &Path, kit: &Kit) -> Result<(), QemuError> {
+    let memory = work.join("memory");
+    let (root, scratch) = (work.join("blank-root"), work.join("blank-scratch"));
+    for (path, length) in [(&root, key.disks.0), (&scratch, key.disks.1)] {
+        private(path).and_then(|file| file.set_len(length)).map_err(at(path))?;
+    }
+    private(&memory).and_then(|file| file.set_len(u64::from(key.shape.memory_mib) << 20)).map_err(at(&memory))?;
+    let pair = || UnixStream::pair().map_err(at("a socket pair"));
+    let ((mut guest, guest_end), (net, net_end), (monitor, monitor_end)) = (pair()?, pair()?, pair()?);
+    let ends = HostEnds {
+        name: "template",
+        root_disk: &root,
+        scratch_disk: &scratch,
+        guest_fd: guest_end.as_raw_fd(),
+        net_fd: net_end.as_raw_fd(),
+        monitor_fd: monitor_end.as_raw_fd(),
+    };
+    let list = arguments(&key.shape, &ends, &Start::BootIntoFile(kit, &memory));
+    let inherited = vec![ends.guest_fd, ends.net_fd, ends.monitor_fd];
+    let mut process = Process::start(program, &list, inherited, work)?;
+    drop((guest_end, net_end, monitor_end));
+    let saved = save(&mut process, &mut guest, monitor, work, key);
+    drop(net);
+    // The reason why QEMU went away is in its messages, which are complete only now.
+    let result = saved.map_err(|error| match error {
+        QemuError::Ended { during, .. } => {
+            let _ = process.wait();
+            QemuError::Ended { during, said: process.last_message() }
+        }
+        other => other,
+    });
+    drop(process);
+    result?;
+    for path in [&root, &scratch, &work.join("qemu.log")] {
+        fs::remove_file(path).map_err(at(path))?;
+    }
+    Ok(())
+}
+
+fn save(
+    process: &mut Process,
+    guest: &mut UnixStream,
+    monitor: UnixStream,
+    work: &Path,
+    key: &Key,
+) -> Result<(), QemuError> {
+    let mut monitor = Monitor::new(monitor).map_err(|source| QemuError::Monitor { during: "start", source })?;
+    monitor.during("the template's boot");
+    await_hello(guest)?;
+    let deadline = Instant::now() + SAVE_LIMIT;
+    monitor.during("saving a template");
+    let state_path = work.join("state");
+    let state = private(&state_path).map_err(at(&state_path))?;
+    monitor.send(&[("qmp_capabilities", Value::Null), ("stop", Value::Null)])?;
+    monitor.answers(&["qmp_capabilities", "stop"], deadline)?;
+    monitor.send_descriptor("state", state.as_fd())?;
+    monitor.answers(&["getfd"], deadline)?;
+    monitor.send(&[
+        ("migrate-set-capabilities", migration_capabilities()),
+        ("migrate", json!({ "uri": "fd:state" })),
+    ])?;
+    monitor.answers(&["migrate-set-capabilities", "migrate"], deadline)?;
+    monitor.migration_completed(deadline)?;
+    monitor.send(&[("quit", Value::Null)])?;
+    let _ = process.wait();
+
+    // All of it is on the disk before the name is: a template that survived a crash is a whole one.
+    let memory = work.join("memory");
+    File::open(&memory).and_then(|file| file.sync_all()).map_err(at(&memory))?;
+    state.sync_all().map_err(at(&state_path))?;
+    let (state_sha256, _) = digest(&state_path).map_err(at(&state_path))?;
+    let key_value = serde_json::to_value(key).map_err(|error| at(work)(error.into()))?;
+    let manifest =
+        Manifest { key: key_value, state_sha256, memory_bytes: u64::from(key.shape.memory_mib) * 1024 * 1024 };
+    let about = work.join("template.json");
+    let text = serde_json::to_vec_pretty(&manifest).map_err(|error| at(&about)(error.into()))?;
+    let mut file = private(&about).map_err(at(&about))?;
+    std::io::Write::write_all(&mut file, &text).and_then(|()| file.sync_all()).map_err(at(&about))
+}
+
+/// Guest memory stays in its file, and completion is announced.
+pub(crate) fn migration_capabilities() -> Value {
+    json!({ "capabilities": [
+        { "capability": "x-ignore-shared", "state": true },
+        { "capability": "events", "state": true },
+    ] })
+}
+
+/// Reads the guest's first frame, which must be a Hello, to its end.
+fn await_hello(guest: &mut UnixStream) -> Result<(), QemuError> {
+    let failed = |source: std::io::Error| match source.kind() {
+        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
+            QemuError::TooSlow { what: "the guest's boot", limit: BOOT_LIMIT }
+        }
+        std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionReset => {
+            QemuError::Ended { during: "the template's boot", said: String::new() }
+        }
+        _ => QemuError::Monitor { during: "the template's boot", source },
+    };
+    guest.set_read_timeout(Some(BOOT_LIMIT)).map_err(failed)?;
+    let mut header = [0u8; 12];
+    guest.read_exact(&mut header).map_err(failed)?;
+    let [l0, l1, l2, l3, _, _, _, _, kind, ..] = header;
+    let length = u32::from_le_bytes([l0, l1, l2, l3]);
+    if kind != HELLO || length > MAX_HELLO_BYTES {
+        return Err(QemuError::NotHello { header });
+    }
+    let mut body = guest.take(u64::from(length));
+    let read = std::io::copy(&mut body, &mut std::io::sink()).map_err(failed)?;
+    if read == u64::from(length) { Ok(()) } else { Err(failed(std::io::ErrorKind::UnexpectedEof.into())) }
+}
+
+fn private(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+fn digest(path: &Path) -> std::io::Result<(String, u64)> {
+    let bytes = fs::read(path)?;
+    Ok((hex(&Sha256::digest(&bytes)), bytes.len() as u64))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
