@@ -68,8 +68,12 @@ mod tests {
 
     #[test]
     fn resolvers_are_read_from_the_hosts_file() {
-        let found = parse("# a comment\nnameserver 192.0.2.1\nsearch x\n nameserver 2001:db8::1 \nnameserver nonsense\n");
-        assert_eq!(found, ["192.0.2.1:53".parse().expect("an address"), "[2001:db8::1]:53".parse().expect("an address")]);
+        let found =
+            parse("# a comment\nnameserver 192.0.2.1\nsearch x\n nameserver 2001:db8::1 \nnameserver nonsense\n");
+        assert_eq!(
+            found,
+            ["192.0.2.1:53".parse().expect("an address"), "[2001:db8::1]:53".parse().expect("an address")]
+        );
     }
 
     #[tokio::test]

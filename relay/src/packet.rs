@@ -29,10 +29,16 @@ pub(crate) enum Sorted<'a> {
     /// ARP, or an echo request to the gateway: the stack answers.
     Stack,
     /// The first segment of a connection.
-    Syn { ends: Ends, sequence: u32 },
+    Syn {
+        ends: Ends,
+        sequence: u32,
+    },
     /// Any other segment.
     Segment,
-    Datagram { ends: Ends, payload: &'a [u8] },
+    Datagram {
+        ends: Ends,
+        payload: &'a [u8],
+    },
     Dropped,
 }
 
@@ -51,12 +57,14 @@ fn parse(frame: &[u8], guest: Ipv4Addr, gateway: Ipv4Addr) -> Option<Sorted<'_>>
     let ip = Ipv4Packet::new_checked(ethernet.payload()).ok()?;
     // Fragments are not put together again: a guest's datagrams are to fit the MTU, or to be dropped (RFC 1122, 3.3.2,
     // would have us reassemble; no program we know depends on it).
-    if ip.version() != 4 || ip.src_addr() != guest || !ip.verify_checksum() || ip.more_frags() || ip.frag_offset() != 0 {
+    if ip.version() != 4 || ip.src_addr() != guest || !ip.verify_checksum() || ip.more_frags() || ip.frag_offset() != 0
+    {
         return None;
     }
     let address = ip.dst_addr();
     // The packet borrows the frame, and so do the pieces that leave here.
-    let payload = frame.get(ETHERNET_BYTES + usize::from(ip.header_len())..ETHERNET_BYTES + usize::from(ip.total_len()))?;
+    let payload =
+        frame.get(ETHERNET_BYTES + usize::from(ip.header_len())..ETHERNET_BYTES + usize::from(ip.total_len()))?;
     let (from, to) = (ip.src_addr().into(), address.into());
     match ip.next_header() {
         IpProtocol::Icmp => (address == gateway).then_some(Sorted::Stack),

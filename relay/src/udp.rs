@@ -139,7 +139,13 @@ fn connect(destination: SocketAddr) -> std::io::Result<UdpSocket> {
     UdpSocket::from_std(socket)
 }
 
-async fn receive(socket: Arc<UdpSocket>, ends: Ends, addressing: Addressing, first: u16, to_guest: mpsc::Sender<Vec<u8>>) {
+async fn receive(
+    socket: Arc<UdpSocket>,
+    ends: Ends,
+    addressing: Addressing,
+    first: u16,
+    to_guest: mpsc::Sender<Vec<u8>>,
+) {
     let mut buffer = vec![0; 65_535];
     let mut ident = first;
     // An error is an ICMP answer to an earlier datagram: the flow goes on.
