@@ -39,6 +39,8 @@ enum Failure {
     #[error("cannot make the network link: {0}")]
     Link(std::io::Error),
     #[error(transparent)]
+    Network(#[from] network::NetworkError),
+    #[error(transparent)]
     Qemu(#[from] QemuError),
 }
 
@@ -47,7 +49,7 @@ impl Failure {
         match self {
             Self::Qemu(error) => error.hint(),
             Self::GuestChannel(_) => Some("iii-vm is started by the daemon, not by hand".to_owned()),
-            Self::Spec { .. } | Self::Link(_) => None,
+            Self::Spec { .. } | Self::Link(_) | Self::Network(_) => None,
         }
     }
 }
@@ -90,7 +92,7 @@ fn start(spec: &Path, since: Instant) -> Result<vmm_qemu::Running, Failure> {
     let spec = read_spec(spec)?;
     let driver = Driver::prepare(&spec, probe::in_child)?;
     let (link, net) = UnixStream::pair().map_err(Failure::Link)?;
-    network::serve(link, spec.network.as_ref()).map_err(Failure::Link)?;
+    network::serve(link, spec.network.as_ref())?;
     Ok(driver.start(Wires { guest, net }, since, &mut |event| report::report(&event))?)
 }
 
