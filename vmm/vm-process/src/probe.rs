@@ -13,8 +13,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 
 /// `iii-vm --probe`: prints the verdict. With the environment variable below, runs the guest itself.
 pub(crate) fn here() -> ! {
-    let verdict =
-        if std::env::var_os(INNER).is_some() { vmm_qemu::probe_in_this_process() } else { in_child() };
+    let verdict = if std::env::var_os(INNER).is_some() { vmm_qemu::probe_in_this_process() } else { in_child() };
     match serde_json::to_string(&verdict) {
         Ok(text) => println!("{text}"),
         Err(error) => eprintln!("iii-vm: {error}"),

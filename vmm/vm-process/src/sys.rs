@@ -15,9 +15,8 @@ const GUEST_CHANNEL_FD: i32 = 3;
 pub(crate) fn guest_channel() -> io::Result<OwnedFd> {
     // SAFETY: nothing else in this process uses descriptor 3 yet: this is called before anything is opened.
     let borrowed = unsafe { BorrowedFd::borrow_raw(GUEST_CHANNEL_FD) };
-    let is_socket = fstat(borrowed).is_ok_and(|about| {
-        SFlag::from_bits_truncate(about.st_mode) & SFlag::S_IFMT == SFlag::S_IFSOCK
-    });
+    let is_socket =
+        fstat(borrowed).is_ok_and(|about| SFlag::from_bits_truncate(about.st_mode) & SFlag::S_IFMT == SFlag::S_IFSOCK);
     if !is_socket {
         return Err(io::Error::new(io::ErrorKind::NotFound, "descriptor 3 is no socket"));
     }

@@ -87,7 +87,8 @@ pub(crate) fn arguments(shape: &Shape, ends: &HostEnds<'_>, start: &Start<'_>) -
     if let Some((path, share)) = memory_file {
         machine.push_str(",memory-backend=mem");
         let size = u64::from(shape.memory_mib) * 1024 * 1024;
-        let object = json!({"qom-type": "memory-backend-file", "id": "mem", "size": size, "mem-path": path, "share": share});
+        let object =
+            json!({"qom-type": "memory-backend-file", "id": "mem", "size": size, "mem-path": path, "share": share});
         add(&mut list, &["-object", &object.to_string()]);
     }
     add(&mut list, &["-name", &format!("iii-{}", plain(ends.name))]);
@@ -129,7 +130,10 @@ fn add(list: &mut Vec<String>, arguments: &[&str]) {
 
 /// A name that means nothing in QEMU's option syntax.
 fn plain(name: &str) -> String {
-    name.chars().take(64).map(|letter| if letter.is_ascii_alphanumeric() || letter == '-' { letter } else { '_' }).collect()
+    name.chars()
+        .take(64)
+        .map(|letter| if letter.is_ascii_alphanumeric() || letter == '-' { letter } else { '_' })
+        .collect()
 }
 
 #[cfg(test)]
@@ -175,7 +179,8 @@ mod tests {
 
     #[test]
     fn names_and_paths_cannot_add_options() {
-        let list = arguments(&shape(Accel::Tcg), &ends("a,debug-threads=on"), &Start::Restore { memory: Path::new("/m") });
+        let list =
+            arguments(&shape(Accel::Tcg), &ends("a,debug-threads=on"), &Start::Restore { memory: Path::new("/m") });
         assert_eq!(after(&list, "-name"), ["iii-a_debug-threads_on"]);
         let root: serde_json::Value = serde_json::from_str(after(&list, "-blockdev")[0]).unwrap();
         assert_eq!(root["file"]["filename"], "/images/a,b.erofs");

@@ -54,8 +54,7 @@ impl<'a> Driver<'a> {
     pub fn prepare(spec: &'a VmSpec, probe: impl FnOnce() -> KvmVerdict) -> Result<Self, QemuError> {
         let program = find_program()?;
         let kit = Kit::open(&spec.kit_dir)?;
-        for (path, expected) in
-            [(&spec.root_disk, vmm::ROOT_DISK_BYTES), (&spec.scratch_disk, vmm::SCRATCH_DISK_BYTES)]
+        for (path, expected) in [(&spec.root_disk, vmm::ROOT_DISK_BYTES), (&spec.scratch_disk, vmm::SCRATCH_DISK_BYTES)]
         {
             let file = std::fs::metadata(path).map_err(|source| QemuError::NoDisk { path: path.clone(), source })?;
             if file.len() != expected {
@@ -101,19 +100,13 @@ impl<'a> Driver<'a> {
     }
 
     /// `None` when a cold boot should be tried instead; the reason was reported.
-    fn clone_template(
-        &self,
-        wires: &Wires,
-        report: &mut dyn FnMut(VmEvent),
-    ) -> Result<Option<Running>, QemuError> {
+    fn clone_template(&self, wires: &Wires, report: &mut dyn FnMut(VmEvent)) -> Result<Option<Running>, QemuError> {
         let templates = Templates::open(&self.spec.template_dir)?;
         let key = Key::new(&self.program, &self.kit, &self.shape)?;
         let name = key.name()?;
         let template = match templates.find(&name) {
             Ok(Some(template)) => Ok(template),
-            Ok(None) => {
-                templates.make(&name, &key, &self.program, &self.kit, || report(VmEvent::BuildingTemplate))
-            }
+            Ok(None) => templates.make(&name, &key, &self.program, &self.kit, || report(VmEvent::BuildingTemplate)),
             Err(damaged) => Err(damaged),
         };
         let restored = template.and_then(|template| self.restore(&template, wires));

@@ -44,9 +44,7 @@ impl QemuError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NoQemu { .. } => {
-                Some("apt install qemu-system-x86, or name the program in III_QEMU".to_owned())
-            }
+            Self::NoQemu { .. } => Some("apt install qemu-system-x86, or name the program in III_QEMU".to_owned()),
             Self::NoKit { .. } => Some("run `make kit`".to_owned()),
             Self::NoKvm { .. } => Some("choose accel `auto` or `tcg` (slower, and a weaker boundary)".to_owned()),
             Self::NoDisk { .. } | Self::DiskSize { .. } => {
@@ -64,7 +62,11 @@ impl QemuError {
     pub(crate) fn spares_cold_boot(&self) -> bool {
         !matches!(
             self,
-            Self::NoQemu { .. } | Self::NoKit { .. } | Self::NoKvm { .. } | Self::NoDisk { .. } | Self::DiskSize { .. }
+            Self::NoQemu { .. }
+                | Self::NoKit { .. }
+                | Self::NoKvm { .. }
+                | Self::NoDisk { .. }
+                | Self::DiskSize { .. }
                 | Self::NoSpace { .. }
         )
     }

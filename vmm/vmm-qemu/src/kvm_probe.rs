@@ -235,7 +235,8 @@ mod tests {
     #[test]
     fn jumps_of_the_program_land_on_its_failure_branch() {
         let failed = PROGRAM.len() - 5;
-        for (at, distance) in PROGRAM.windows(2).enumerate().filter(|(_, pair)| pair[0] == 0x75).map(|(i, p)| (i, p[1])) {
+        for (at, distance) in PROGRAM.windows(2).enumerate().filter(|(_, pair)| pair[0] == 0x75).map(|(i, p)| (i, p[1]))
+        {
             assert_eq!(at + 2 + usize::from(distance), failed);
         }
     }

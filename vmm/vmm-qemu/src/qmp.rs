@@ -156,8 +156,11 @@ impl Monitor {
 }
 
 fn encode(command: &str, arguments: &Value) -> String {
-    let message =
-        if arguments.is_null() { json!({ "execute": command }) } else { json!({ "execute": command, "arguments": arguments }) };
+    let message = if arguments.is_null() {
+        json!({ "execute": command })
+    } else {
+        json!({ "execute": command, "arguments": arguments })
+    };
     format!("{message}\n")
 }
 
@@ -213,7 +216,9 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut monitor = Monitor::new(ours).unwrap();
         theirs
-            .write_all(b"{\"QMP\": {}}\r\n{\"return\": {}}\r\n{\"event\": \"STOP\"}\r\n{\"error\": {\"desc\": \"no\"}}\r\n")
+            .write_all(
+                b"{\"QMP\": {}}\r\n{\"return\": {}}\r\n{\"event\": \"STOP\"}\r\n{\"error\": {\"desc\": \"no\"}}\r\n",
+            )
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);
         let error = monitor.answers(&["qmp_capabilities", "stop"], deadline).unwrap_err();

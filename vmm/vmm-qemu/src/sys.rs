@@ -50,7 +50,8 @@ impl GuestMemory {
     pub(crate) fn new(length: usize) -> nix::Result<Self> {
         let size = NonZeroUsize::new(length).ok_or(nix::errno::Errno::EINVAL)?;
         // SAFETY: a fresh anonymous mapping, at an address that the kernel chooses.
-        let start = unsafe { mmap_anonymous(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)? };
+        let start =
+            unsafe { mmap_anonymous(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)? };
         Ok(Self { start, length })
     }
 
@@ -60,7 +61,9 @@ impl GuestMemory {
         assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= self.length), "outside guest memory");
         // SAFETY: the range lies inside the mapping (checked above), which nobody else uses while `self` is
         // borrowed exclusively and no guest runs.
-        unsafe { self.start.cast::<u8>().add(offset).copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) }
+        unsafe {
+            self.start.cast::<u8>().add(offset).copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len())
+        }
     }
 
     /// Makes it the memory of `vm`. It must live as long as the guest runs, which the caller's frame sees to.

@@ -183,8 +183,8 @@ impl Templates {
         let _ = fs::remove_dir_all(&work);
         self.require_space(key.shape.memory_mib)?;
         DirBuilder::new().mode(0o700).create(&work).map_err(at(&work))?;
-        let built = build(&work, key, program, kit)
-            .and_then(|()| fs::rename(&work, self.folder.join(name)).map_err(at(&work)));
+        let built =
+            build(&work, key, program, kit).and_then(|()| fs::rename(&work, self.folder.join(name)).map_err(at(&work)));
         if let Err(error) = built {
             let _ = fs::remove_dir_all(&work);
             return Err(error);
@@ -284,10 +284,8 @@ fn save(
     monitor.answers(&["qmp_capabilities", "stop"], deadline)?;
     monitor.send_descriptor("state", state.as_fd())?;
     monitor.answers(&["getfd"], deadline)?;
-    monitor.send(&[
-        ("migrate-set-capabilities", migration_capabilities()),
-        ("migrate", json!({ "uri": "fd:state" })),
-    ])?;
+    monitor
+        .send(&[("migrate-set-capabilities", migration_capabilities()), ("migrate", json!({ "uri": "fd:state" }))])?;
     monitor.answers(&["migrate-set-capabilities", "migrate"], deadline)?;
     monitor.migration_completed(deadline)?;
     monitor.send(&[("quit", Value::Null)])?;
@@ -350,4 +348,94 @@ fn digest(path: &Path) -> std::io::Result<(String, u64)> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::arguments::Accel;
+
+    fn kit(folder: &Path, kernel: &str) -> Kit {
+        for (name, text) in [
+            ("kernel", "k"),
+            ("initramfs", "i"),
+            ("kit.json", &*format!(r#"{{"kernel_sha256":"{kernel}","initramfs_sha256":"b","flavour":"iii"}}"#)),
+        ] {
+            fs::write(folder.join(name), text).unwrap();
+        }
+        Kit::open(folder).unwrap()
+    }
+
+    fn key(kernel: &str, tsc_khz: u64, vcpus: u32) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let shape = Shape { accel: Accel::Tcg, memory_mib: 256, vcpus, tsc_khz };
+        Key::new(Path::new("/proc/self/exe"), &kit(folder.path(), kernel), &shape).unwrap().name().unwrap()
+    }
+
+    #[test]
+    fn a_key_depends_on_everything_the_guest_can_see_and_nothing_else() {
+        assert_eq!(key("a", 1, 1), key("a", 1, 1));
+        let different = [key("a", 1, 1), key("b", 1, 1), key("a", 2, 1), key("a", 1, 2)];
+        assert_eq!(different.iter().collect::<std::collections::BTreeSet<_>>().len(), 4);
+        assert_eq!(different[0].len(), 32);
+    }
+
+    fn pretend_template(folder: &Path, name: &str, age_s: u64) {
+        fs::create_dir(folder.join(name)).unwrap();
+        let about = File::create(folder.join(name).join("template.json")).unwrap();
+        about.set_modified(SystemTime::now() - Duration::from_secs(age_s)).unwrap();
+    }
+
+    #[test]
+    fn the_templates_used_longest_ago_are_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        for age in 0..12 {
+            pretend_template(folder.path(), &format!("t{age:02}"), 100 + age);
+        }
+        pretend_template(folder.path(), "current", 10_000);
+        Templates::open(folder.path()).unwrap().sweep("current");
+        let mut left: Vec<_> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["current", "t00", "t01", "t02", "t03", "t04", "t05", "t06"]);
+    }
+
+    #[test]
+    fn damage_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let templates = Templates::open(folder.path()).unwrap();
+        assert!(templates.find("absent").unwrap().is_none());
+        let template = folder.path().join("t");
+        fs::create_dir(&template).unwrap();
+        let why = || match templates.find("t") {
+            Err(QemuError::Damaged { reason, .. }) => reason,
+            other => panic!("{other:?}"),
+        };
+        assert!(why().starts_with("template.json: "));
+        fs::write(template.join("template.json"), r#"{"key":1,"state_sha256":"","memory_bytes":3}"#).unwrap();
+        fs::write(template.join("memory"), "ab").unwrap();
+        assert_eq!(why(), "memory has 2 bytes, not 3");
+        fs::write(template.join("memory"), "abc").unwrap();
+        assert!(why().starts_with("state: "));
+        fs::write(template.join("state"), "x").unwrap();
+        assert_eq!(why(), "state is not what was saved");
+    }
+
+    #[test]
+    fn only_a_bounded_hello_is_a_hello() {
+        let hello = |bytes: &[u8]| {
+            let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(bytes).unwrap();
+            drop(theirs);
+            await_hello(&mut ours)
+        };
+        assert!(hello(&[2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, b'{', b'}']).is_ok());
+        assert!(matches!(hello(&[2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0]), Err(QemuError::NotHello { .. })));
+        assert!(matches!(hello(&[0, 0, 0, 9, 0, 0, 0, 0, 1, 0, 0, 0]), Err(QemuError::NotHello { .. })));
+        assert!(matches!(hello(&[9, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1]), Err(QemuError::Ended { .. })));
+    }
 }

@@ -3,11 +3,13 @@
 //! Without it the kernel calibrates against emulated timers and sometimes hangs; with a wrong one its clock
 //! runs at the wrong rate. It is part of a template's key, so it must not wander from one measurement to the next.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -26,21 +28,35 @@ struct Stored {
 pub(crate) fn khz(folder: &Path) -> u64 {
     let path = folder.join("tsc.json");
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-    let stored: Option<Stored> = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    match read(&path) {
+        Some(stored) if stored.boot_id == boot_id => stored.khz,
+        _ => measure_once(&path, boot_id),
+    }
+}
+
+/// VMs that start together must agree, or each would make a template of its own: one measures, the others wait.
+fn measure_once(path: &Path, boot_id: String) -> u64 {
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).open(path.with_extension("lock"));
+    let _lock = lock.ok().and_then(|file| Flock::lock(file, FlockArg::LockExclusive).ok());
+    let stored = read(path);
     if let Some(stored) = &stored
         && stored.boot_id == boot_id
     {
         return stored.khz;
     }
     let khz = settle(measure(), stored.map(|stored| stored.khz));
-    // Not being able to remember costs ten milliseconds next time, nothing else.
-    if let Ok(text) = serde_json::to_vec(&Stored { boot_id, khz })
+    // Not being able to remember costs thirty milliseconds next time, and perhaps a template; nothing breaks.
+    if let (Ok(text), Some(folder)) = (serde_json::to_vec(&Stored { boot_id, khz }), path.parent())
         && let Ok(mut file) = tempfile::NamedTempFile::new_in(folder)
-        && std::io::Write::write_all(&mut file, &text).is_ok()
+        && file.write_all(&text).is_ok()
     {
-        let _ = file.persist(&path);
+        let _ = file.persist(path);
     }
     khz
+}
+
+fn read(path: &Path) -> Option<Stored> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
 /// Keeps what an earlier boot measured when it is the same frequency, so that templates survive a reboot.
@@ -59,12 +75,23 @@ fn measure() -> u64 {
 }
 
 fn window(length: Duration) -> u64 {
-    let (from_ticks, from) = (sys::time_stamp_counter(), monotonic_ns());
+    let (from_ticks, from) = sample();
     thread::sleep(length);
-    let (to_ticks, to) = (sys::time_stamp_counter(), monotonic_ns());
+    let (to_ticks, to) = sample();
     let nanoseconds = u128::from(to.saturating_sub(from).max(1));
     let ticks = u128::from(to_ticks.saturating_sub(from_ticks));
     u64::try_from(ticks * 1_000_000 / nanoseconds).unwrap_or(u64::MAX)
+}
+
+/// Counter and clock at the same moment: of some tries, the one in which the least time passed between them.
+fn sample() -> (u64, u64) {
+    let tries = (0..16).map(|_| {
+        let before = sys::time_stamp_counter();
+        let clock = monotonic_ns();
+        let gap = sys::time_stamp_counter().saturating_sub(before);
+        (gap, before + gap / 2, clock)
+    });
+    tries.min().map_or((0, 0), |(_, ticks, clock)| (ticks, clock))
 }
 
 fn monotonic_ns() -> u64 {
