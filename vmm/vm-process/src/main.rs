@@ -12,6 +12,7 @@
 //! - When the lifeline closes, or this process dies in any way, QEMU dies.
 //! - `Exited` is printed once, and last.
 
+mod log;
 mod network;
 mod probe;
 mod report;
@@ -80,14 +81,7 @@ fn run(spec: &Path, since: Instant) -> ! {
 /// Runs on the main thread: QEMU is killed when the thread that started it ends.
 fn start(spec: &Path, since: Instant) -> Result<vmm_qemu::Running, Failure> {
     let guest = UnixStream::from(sys::guest_channel().map_err(Failure::GuestChannel)?);
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
-        )
-        .init();
+    log::init();
     follow_lifeline();
     let spec = read_spec(spec)?;
     let driver = Driver::prepare(&spec, probe::in_child)?;

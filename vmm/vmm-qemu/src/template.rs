@@ -211,19 +211,29 @@ impl Templates {
     /// Removes the templates used longest ago. Running clones keep their files open and do not notice.
     fn sweep(&self, current: &str) {
         let Ok(entries) = fs::read_dir(&self.folder) else { return };
-        let mut templates: Vec<(SystemTime, PathBuf)> = entries
-            .flatten()
-            .map(|entry| entry.path())
+        let paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.iter().filter(|path| is_abandoned(path)).for_each(|path| {
+            let _ = fs::remove_dir_all(path);
+        });
+        let mut templates: Vec<(SystemTime, PathBuf)> = paths
+            .into_iter()
             .filter(|path| !path.ends_with(current))
             .filter_map(|path| Some((fs::metadata(path.join("template.json")).ok()?.modified().ok()?, path)))
             .collect();
         templates.sort();
         let surplus = templates.len().saturating_sub(KEPT - 1);
         for (_, path) in templates.into_iter().take(surplus) {
+            // Its lock stays: someone may be waiting for it, and a second one would not exclude them.
             let _ = fs::remove_dir_all(&path);
-            let _ = fs::remove_file(path.with_extension("lock"));
         }
     }
+}
+
+/// Whether `path` is the work of a builder that was killed: none works longer than its limits.
+fn is_abandoned(path: &Path) -> bool {
+    let is_work = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".building-"));
+    let age = fs::metadata(path).and_then(|about| about.modified()).ok().and_then(|time| time.elapsed().ok());
+    is_work && age.is_some_and(|age| age > 2 * (BOOT_LIMIT + SAVE_LIMIT))
 }
 
 /// Boots a machine with blank disks, waits for its Hello and saves it into `work`.
@@ -395,13 +405,18 @@ mod tests {
             pretend_template(folder.path(), &format!("t{age:02}"), 100 + age);
         }
         pretend_template(folder.path(), "current", 10_000);
+        for (name, age_s) in [(".building-old", 10_000), (".building-now", 1)] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            let work = File::open(folder.path().join(name)).unwrap();
+            work.set_modified(SystemTime::now() - Duration::from_secs(age_s)).unwrap();
+        }
         Templates::open(folder.path()).unwrap().sweep("current");
         let mut left: Vec<_> = fs::read_dir(folder.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(left, ["current", "t00", "t01", "t02", "t03", "t04", "t05", "t06"]);
+        assert_eq!(left, [".building-now", "current", "t00", "t01", "t02", "t03", "t04", "t05", "t06"]);
     }
 
     #[test]

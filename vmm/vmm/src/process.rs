@@ -9,6 +9,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{LazyLock, mpsc};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -23,6 +24,9 @@ const MAX_EVENT_BYTES: usize = 64 * 1024;
 
 /// How much of a log goes into [`VmExit::Failed`].
 const TAIL_BYTES: u64 = 4 * 1024;
+
+/// How long `iii-vm` may live after its last event.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// What `iii-vm` reports, one JSON object per line of its standard output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,8 +141,9 @@ impl Vm {
                 // The process may outlive its last line by a moment; it must not outlive the event.
                 let exit = exit.clone();
                 self.lifeline = None;
-                if self.child.wait().await.is_err() {
+                if !matches!(tokio::time::timeout(LINGER, self.child.wait()).await, Ok(Ok(_))) {
                     self.kill();
+                    let _ = self.child.wait().await;
                 }
                 return VmEvent::Exited(exit);
             }

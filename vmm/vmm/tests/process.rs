@@ -131,3 +131,11 @@ async fn next_event_can_be_cancelled_in_the_middle_of_a_line() {
     assert_eq!(vm.next_event().await, VmEvent::BuildingTemplate);
     assert_eq!(vm.wait().await, VmExit::Stopped);
 }
+
+#[tokio::test]
+async fn a_process_that_lingers_after_its_last_event_is_killed() {
+    let pretend = Pretend::new(r#"echo '{"event":"exited","how":"stopped"}'; while :; do sleep 1; done"#);
+    let (mut vm, _guest) = pretend.start().await;
+    let exit = tokio::time::timeout(Duration::from_secs(20), vm.wait()).await.expect("it ends");
+    assert_eq!(exit, VmExit::Stopped);
+}
