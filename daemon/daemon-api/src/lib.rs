@@ -1,1 +1,13 @@
-//! Work in progress.
+//! Names, shapes and error codes of every function the daemon offers.
+//!
+//! Knows JSON. Knows no VM, engine connection or file.
+//!
+//! Always true:
+//! - An error code is never reworded and never reused: callers match on it.
+//! - Unknown fields of a request are ignored; absent and `null` are the same.
+
+pub mod sandbox;
+mod sandbox_error;
+pub mod worker;
+
+pub use sandbox_error::{SandboxError, SandboxErrorKind};

@@ -1,1 +1,185 @@
-fn main() {}
+//! `iii-daemon`: keeps sandboxes and workers as they were asked to be.
+//!
+//! ```text
+//! functions/  a file per function: decode, call, encode
+//! sandbox/    short-lived machines: limits, reaper
+//! worker/     declared ones: manifest, store, supervisor, watcher
+//! machine     where image, VM and guest meet
+//! ```
+//! Knows no driver and no guest packet: those are `iii-vm`'s.
+//!
+//! Always true:
+//! - No VM outlives this process, and this process does not outlive its engine.
+//! - A file of the image store is never given to a VM writable.
+
+mod catalog;
+mod config;
+mod functions;
+mod home;
+mod lifeline;
+mod machine;
+mod sandbox;
+mod scratch;
+mod sys;
+mod worker;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use engine_client::{Client, ClientConfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::SandboxConfig;
+use crate::home::Home;
+use crate::machine::Machines;
+
+#[derive(Parser)]
+#[command(name = "iii-daemon", version)]
+struct Arguments {
+    #[command(subcommand)]
+    daemon: Daemon,
+}
+
+#[derive(Subcommand)]
+enum Daemon {
+    /// Serves `worker::*`.
+    Workers {
+        #[command(flatten)]
+        common: Common,
+        #[arg(long, env = "IIIWORKER_PROJECT_ROOT", default_value = ".")]
+        project_root: PathBuf,
+    },
+    /// Serves `sandbox::*`.
+    Sandboxes {
+        #[command(flatten)]
+        common: Common,
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct Common {
+    /// The engine's worker socket.
+    #[arg(long, default_value = "ws://127.0.0.1:49134")]
+    engine: String,
+    /// Where the engine listens for our VMs.
+    #[arg(long)]
+    vm_socket: PathBuf,
+}
+
+/// Swallows what cannot be written: a lost reader must not end a daemon that still has VMs to stop.
+struct Resilient;
+
+impl std::io::Write for Resilient {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _ = std::io::stdout().write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let _ = std::io::stdout().flush();
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_env("III_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).without_time().with_writer(|| Resilient).init();
+    let home = match Home::open() {
+        Ok(home) => home,
+        Err(error) => return fail(1, &format!("could not prepare the home: {error}")),
+    };
+    let (name, common) = match &arguments.daemon {
+        Daemon::Workers { common, .. } => ("workers", common),
+        Daemon::Sandboxes { common, .. } => ("sandboxes", common),
+    };
+    let stop = CancellationToken::new();
+    lifeline::watch(name, home.logs(), stop.clone());
+    let Some(port) = port_of(&common.engine) else {
+        return fail(2, &format!("`{}` is no ws://host:port", common.engine));
+    };
+    let lock = match home::own(&home.run(), &format!("{name}-{port}.lock")) {
+        Ok(lock) => lock,
+        Err(Ok(pid)) => {
+            return fail(1, &format!("a daemon for {name} of the engine on port {port} runs already: process {pid}"));
+        }
+        Err(Err(error)) => return fail(1, &format!("could not lock {}: {error}", home.run().display())),
+    };
+    let sandbox_config = match &arguments.daemon {
+        Daemon::Sandboxes { config, .. } => match SandboxConfig::load(config) {
+            Ok(config) => Some(config),
+            Err(problem) => return fail(2, &format!("configuration: {problem}")),
+        },
+        Daemon::Workers { .. } => None,
+    };
+    let machines = match Machines::new(home.clone(), port, common.vm_socket.clone()) {
+        Ok(machines) => machines,
+        Err(error) => return fail(1, &format!("image store: {error}")),
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, &format!("no runtime: {error}")),
+    };
+    let outcome = runtime.block_on(async {
+        tokio::spawn(on_signals(stop.clone()));
+        let (worker, description) = match name {
+            "workers" => ("iii-worker-ops", "Adds, starts, stops and inspects workers in microVMs"),
+            _ => ("iii-sandbox", "Runs untrusted code in throw-away microVMs"),
+        };
+        let client = Client::connect(ClientConfig {
+            url: common.engine.clone(),
+            name: worker.into(),
+            description: Some(description.into()),
+        });
+        info!(engine = common.engine, "started");
+        match (&arguments.daemon, sandbox_config) {
+            (Daemon::Sandboxes { .. }, Some(config)) => {
+                sandbox::run(config, machines, client, stop).await;
+                Ok(())
+            }
+            (Daemon::Workers { project_root, .. }, _) => {
+                let config = worker::DaemonConfig {
+                    home: home.path().to_owned(),
+                    project_root: std::path::absolute(project_root).unwrap_or_else(|_| project_root.clone()),
+                    engine_port: port,
+                };
+                worker::run(config, machines, client, stop).await.map_err(|error| error.to_string())
+            }
+            (Daemon::Sandboxes { .. }, None) => Ok(()),
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    drop(lock);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => fail(1, &problem),
+    }
+}
+
+async fn on_signals(stop: CancellationToken) {
+    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+        signal(SignalKind::hangup()),
+    ) else {
+        return;
+    };
+    tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} _ = hangup.recv() => {} }
+    stop.cancel();
+}
+
+fn port_of(url: &str) -> Option<u16> {
+    url.trim_end_matches('/').rsplit_once(':')?.1.parse().ok()
+}
+
+fn fail(status: u8, problem: &str) -> ExitCode {
+    error!("{problem}");
+    ExitCode::from(status)
+}

@@ -1,0 +1,427 @@
+//! The only place where image, VM and guest meet.
+//!
+//! ```text
+//! image ─ Store::ensure ─► EROFS ┐
+//! kit ─ scratch::copy ──► ext4 ──┼─► VmSpec ─ Vm::spawn ─► channel ─ Guest::connect ─ adopt ─► Machine
+//! identity, entropy, network ────┘
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{env, fs};
+
+use guest_client::{Guest, GuestError};
+use guest_protocol::{Disk, Identity, Network as GuestNetwork};
+use nix::fcntl::{Flock, FlockArg};
+use oci::{Digest, ImageConfig, ImageRef, Refresh, Rootfs, Store};
+use uuid::Uuid;
+use vmm::{
+    AccelChoice, Egress, GatewayPort, HostTarget, MemoryMib, NetworkSpec, ROOT_DISK_BYTES, VcpuCount, Vm, VmEvent,
+    VmExit, VmSpec,
+};
+
+use crate::catalog;
+use crate::home::{self, Home, RunDir};
+use crate::scratch;
+
+/// The gateway's address in every guest; each VM has a network of its own, so all may use the same.
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(100, 96, 0, 1);
+const GUEST: Ipv4Addr = Ipv4Addr::new(100, 96, 0, 2);
+const GUEST_MAC: &str = "02:6d:73:00:00:02";
+const GATEWAY_MAC: &str = "02:6d:73:00:00:01";
+const PREFIX_LEN: u8 = 30;
+const MTU: u16 = 1500;
+
+const OPEN_FILES: u64 = 65_536;
+
+/// Until the guest has adopted its identity; a cold boot in emulation on a busy machine takes most of it.
+const BOOT_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Starts machines.
+pub(crate) struct Machines {
+    home: Home,
+    store: Store,
+    iii_vm: PathBuf,
+    engine_port: u16,
+    vm_socket: PathBuf,
+    ca_bundle: Option<String>,
+}
+
+/// What a machine is to be.
+#[derive(Debug, Clone)]
+pub(crate) struct BootRequest {
+    pub(crate) name: String,
+    pub(crate) image: ImageRef,
+    pub(crate) memory_mib: u32,
+    pub(crate) vcpus: u32,
+    pub(crate) network: Network,
+    /// On top of the image's own.
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) scratch: Scratch,
+    pub(crate) hostname: String,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Network {
+    None,
+    /// Out to public and private addresses; to the engine, as this worker, if one is named.
+    Open { worker: Option<String> },
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Scratch {
+    /// Gone with the machine.
+    Throwaway,
+    /// Made when it is not there; locked for the machine's life.
+    Persistent(PathBuf),
+}
+
+/// What takes its time.
+#[derive(Debug, Clone)]
+pub(crate) enum BootProgress {
+    Image(oci::Progress),
+    BuildingTemplate,
+    Booting,
+    Warning(String),
+}
+
+pub(crate) type Watch<'a> = &'a (dyn Fn(BootProgress) + Send + Sync);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootError {
+    #[error("could not get image `{image}`")]
+    Image { image: String, source: Box<oci::PullError> },
+    #[error("{what}")]
+    Limit { what: String },
+    #[error("the guest kit lacks `{file}` in {}", kit.display())]
+    Kit { file: &'static str, kit: PathBuf },
+    #[error("disk {} is in use by another machine", path.display())]
+    DiskInUse { path: PathBuf },
+    #[error("could not prepare {what}")]
+    Io { what: String, source: io::Error },
+    #[error("could not start the VM")]
+    Spawn { source: Box<vmm::SpawnError> },
+    #[error("the VM did not come up: {reason}{}", tail(console_tail))]
+    Vm { reason: String, hint: Option<String>, console_tail: String },
+    #[error("the guest did not become ready")]
+    Guest { source: GuestError },
+}
+
+impl BootError {
+    /// The reader's next step, where we know one.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Kit { .. } => Some("run `make kit`".into()),
+            Self::Vm { hint, .. } => hint.clone(),
+            Self::Image { source, .. } => source.hint().map(|hint| hint.to_string()),
+            Self::Spawn { source } => source.hint().map(|hint| hint.to_string()),
+            Self::DiskInUse { .. } => Some("stop the other machine first".into()),
+            Self::Limit { .. } | Self::Io { .. } | Self::Guest { .. } => None,
+        }
+    }
+
+    /// The error with its causes, in one line, and the next step.
+    pub(crate) fn explain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(reason) = cause {
+            text.push_str(&format!(": {reason}"));
+            cause = reason.source();
+        }
+        if let Some(hint) = self.hint() {
+            text.push_str(&format!(" (hint: {hint})"));
+        }
+        text
+    }
+}
+
+fn tail(console: &str) -> String {
+    if console.trim().is_empty() { String::new() } else { format!("; the guest's last words: {}", console.trim()) }
+}
+
+/// A guest that can be asked. Dropping it kills the VM and removes what it had on the host.
+pub(crate) struct Machine {
+    pub(crate) guest: Guest,
+    pub(crate) image_config: ImageConfig,
+    pub(crate) image_digest: Digest,
+    pub(crate) boot_id: String,
+    pub(crate) kernel: String,
+    pub(crate) accel: String,
+    pub(crate) restored: bool,
+    vm: Vm,
+    _scratch_lock: Option<Flock<File>>,
+    // Last, so that the directory goes after the VM.
+    _run: RunDir,
+}
+
+impl Machines {
+    pub(crate) fn new(home: Home, engine_port: u16, vm_socket: PathBuf) -> Result<Arc<Self>, oci::StoreError> {
+        home::sweep(&home.run());
+        let options = oci::StoreOptions { image_bytes: ROOT_DISK_BYTES, registry: oci::RegistryOptions::from_env() };
+        let store = Store::open(&home.images(), options)?;
+        let bundle = env::var_os("SSL_CERT_FILE").map_or_else(|| "/etc/ssl/certs/ca-certificates.crt".into(), PathBuf::from);
+        let ca_bundle = fs::read_to_string(bundle).ok().filter(|bundle| !bundle.is_empty());
+        let iii_vm = bin_dir().join("iii-vm");
+        Ok(Arc::new(Self { home, store, iii_vm, engine_port, vm_socket, ca_bundle }))
+    }
+
+    pub(crate) fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// A preset's name, or any reference, as an image.
+    pub(crate) fn resolve(&self, name: &str) -> Result<ImageRef, oci::RefError> {
+        catalog::resolve(&self.home, name)
+    }
+
+    /// Gets an image without booting it.
+    pub(crate) async fn image(&self, image: &ImageRef, progress: Watch<'_>) -> Result<Rootfs, BootError> {
+        let report = |step: oci::Progress| progress(BootProgress::Image(step));
+        let failed = |source| BootError::Image { image: image.to_string(), source: Box::new(source) };
+        self.store.ensure(image, Refresh::IfMissing, &report).await.map_err(failed)
+    }
+
+    /// Whether the image is there already.
+    pub(crate) async fn has_image(&self, image: &ImageRef) -> bool {
+        matches!(self.store.find(image).await, Ok(Some(_)))
+    }
+
+    pub(crate) async fn boot(&self, request: BootRequest, progress: Watch<'_>) -> Result<Machine, BootError> {
+        let rootfs = self.image(&request.image, progress).await?;
+        let memory = MemoryMib::new(request.memory_mib).map_err(|error| BootError::Limit { what: error.to_string() })?;
+        let vcpus = VcpuCount::new(request.vcpus).map_err(|error| BootError::Limit { what: error.to_string() })?;
+        progress(BootProgress::Booting);
+        let id = Uuid::new_v4().simple().to_string();
+        let run = RunDir::create(&self.home.run(), &id)
+            .map_err(|source| BootError::Io { what: "the run directory".into(), source })?;
+        let (scratch_disk, scratch_lock) = self.scratch(&request.scratch, run.path())?;
+        let spec = VmSpec {
+            name: request.name.clone(),
+            run_dir: run.path().to_owned(),
+            kit_dir: self.home.kit(),
+            template_dir: self.home.templates(),
+            memory,
+            vcpus,
+            accel: accel_from_env(),
+            root_disk: rootfs.path.clone(),
+            scratch_disk,
+            network: self.network(&request.network),
+            use_template: env::var_os("III_NO_TEMPLATE").is_none(),
+        };
+        let (mut vm, channel) = Vm::spawn(&spec, &self.iii_vm)
+            .await
+            .map_err(|source| BootError::Spawn { source: Box::new(source) })?;
+        let identity = self.identity(&request, &rootfs.config)?;
+        let ready = self.bring_up(&mut vm, channel, identity, progress);
+        let (guest, adopted, accel, restored) = match tokio::time::timeout(BOOT_PATIENCE, ready).await {
+            Ok(result) => result?,
+            Err(_) => {
+                let reason = format!("no answer within {} s", BOOT_PATIENCE.as_secs());
+                return Err(BootError::Vm { reason, hint: Some("`iii doctor` shows the driver".into()), console_tail: console(run.path()) });
+            }
+        };
+        Ok(Machine {
+            guest,
+            image_config: rootfs.config,
+            image_digest: rootfs.digest,
+            boot_id: adopted.boot_id,
+            kernel: adopted.kernel,
+            accel,
+            restored,
+            vm,
+            _scratch_lock: scratch_lock,
+            _run: run,
+        })
+    }
+
+    async fn bring_up(
+        &self,
+        vm: &mut Vm,
+        channel: std::os::unix::net::UnixStream,
+        mut identity: Identity,
+        progress: Watch<'_>,
+    ) -> Result<(Guest, guest_client::Adopted, String, bool), BootError> {
+        let (accel, restored) = loop {
+            match vm.next_event().await {
+                VmEvent::BuildingTemplate => progress(BootProgress::BuildingTemplate),
+                VmEvent::Warning { message } => progress(BootProgress::Warning(message)),
+                VmEvent::Running { accel, restored, .. } => break (accel, restored),
+                VmEvent::Exited(exit) => return Err(ended(exit)),
+            }
+        };
+        let guest =
+            Guest::connect(channel).map_err(|source| BootError::Io { what: "the guest's channel".into(), source })?;
+        let work = async {
+            if !restored {
+                // A clone's hello was heard by its template.
+                guest.ready().await?;
+            }
+            identity.unix_time_ns = unix_ns();
+            guest.adopt(identity).await
+        };
+        tokio::select! {
+            adopted = work => match adopted {
+                Ok(adopted) => Ok((guest, adopted, accel, restored)),
+                Err(source) => Err(BootError::Guest { source }),
+            },
+            exit = vm.wait() => Err(ended(exit)),
+        }
+    }
+
+    fn scratch(&self, scratch: &Scratch, run: &Path) -> Result<(PathBuf, Option<Flock<File>>), BootError> {
+        let blank = self.home.kit().join("scratch.ext4");
+        if !blank.exists() {
+            return Err(BootError::Kit { file: "scratch.ext4", kit: self.home.kit() });
+        }
+        let failed = |source| BootError::Io { what: "the writable disk".into(), source };
+        match scratch {
+            Scratch::Throwaway => {
+                let path = run.join("scratch.ext4");
+                scratch::copy(&blank, &path).map_err(failed)?;
+                Ok((path, None))
+            }
+            Scratch::Persistent(path) => {
+                if !path.exists() {
+                    if let Some(parent) = path.parent() {
+                        fs::create_dir_all(parent).map_err(failed)?;
+                    }
+                    scratch::copy(&blank, path).map_err(failed)?;
+                }
+                let file = File::open(path).map_err(failed)?;
+                match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                    Ok(lock) => Ok((path.clone(), Some(lock))),
+                    // Two machines on one ext4 file system destroy it.
+                    Err(_) => Err(BootError::DiskInUse { path: path.clone() }),
+                }
+            }
+        }
+    }
+
+    fn network(&self, network: &Network) -> Option<NetworkSpec> {
+        let Network::Open { worker } = network else { return None };
+        let engine = worker.as_ref().map(|worker| {
+            let preface = serde_json::json!({ "worker": worker, "isolation": "microvm" }).to_string() + "\n";
+            GatewayPort {
+                port: self.engine_port,
+                target: HostTarget::Unix { path: self.vm_socket.clone(), preface },
+            }
+        });
+        Some(NetworkSpec {
+            guest_mac: GUEST_MAC.into(),
+            guest_address: GUEST,
+            gateway_mac: GATEWAY_MAC.into(),
+            gateway_address: GATEWAY,
+            egress: Egress {
+                gateway: engine.into_iter().collect(),
+                private: env::var_os("III_DENY_PRIVATE_NETWORKS").is_none(),
+                public: true,
+            },
+        })
+    }
+
+    fn identity(&self, request: &BootRequest, config: &ImageConfig) -> Result<Identity, BootError> {
+        let mut entropy = vec![0; 64];
+        File::open("/dev/urandom")
+            .and_then(|mut source| source.read_exact(&mut entropy))
+            .map_err(|source| BootError::Io { what: "entropy for the guest".into(), source })?;
+        let mut env: BTreeMap<String, String> = config
+            .env
+            .iter()
+            .filter_map(|entry| entry.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())))
+            .collect();
+        env.extend(request.env.clone());
+        let networked = matches!(request.network, Network::Open { .. });
+        Ok(Identity {
+            entropy,
+            unix_time_ns: unix_ns(),
+            hostname: request.hostname.clone(),
+            machine_id: Uuid::new_v4().simple().to_string(),
+            network: networked.then(|| GuestNetwork {
+                mac: GUEST_MAC.into(),
+                address: GUEST,
+                prefix_len: PREFIX_LEN,
+                gateway: GATEWAY,
+                dns: GATEWAY,
+                mtu: MTU,
+                hosts: [("host.iii.internal".to_owned(), GATEWAY)].into_iter().collect(),
+            }),
+            root: Disk { device: "/dev/vda".into(), filesystem: "erofs".into() },
+            scratch: Some(Disk { device: "/dev/vdb".into(), filesystem: "ext4".into() }),
+            ca_bundle_pem: self.ca_bundle.clone().filter(|_| networked),
+            env,
+            workdir: config.workdir.clone().unwrap_or_else(|| "/".into()),
+            user: config.user.clone().unwrap_or_default(),
+            memory_limit_bytes: None,
+            open_files: OPEN_FILES,
+        })
+    }
+}
+
+impl Machine {
+    pub(crate) fn pid(&self) -> u32 {
+        self.vm.pid()
+    }
+
+    /// Waits until the VM is gone. Cancel safe.
+    pub(crate) async fn ended(&mut self) -> VmExit {
+        self.vm.wait().await
+    }
+
+    /// Lets the guest end its programs and sync its disks, at most `grace`; then kills what is left.
+    pub(crate) async fn stop(mut self, grace: Duration) {
+        let orderly = async {
+            let _ = self.guest.shutdown(grace).await;
+            self.vm.wait().await
+        };
+        if tokio::time::timeout(grace + Duration::from_secs(1), orderly).await.is_err() {
+            self.kill().await;
+        }
+    }
+
+    /// Ends the VM at once and waits until it is gone.
+    pub(crate) async fn kill(&mut self) {
+        self.vm.kill();
+        self.vm.wait().await;
+    }
+}
+
+fn ended(exit: VmExit) -> BootError {
+    match exit {
+        VmExit::Stopped => {
+            BootError::Vm { reason: "it powered off".into(), hint: None, console_tail: String::new() }
+        }
+        VmExit::Failed { reason, hint, console_tail } => BootError::Vm { reason, hint, console_tail },
+    }
+}
+
+/// The end of what the guest wrote to its console.
+fn console(run: &Path) -> String {
+    let text = fs::read(run.join("console.log")).unwrap_or_default();
+    String::from_utf8_lossy(&text[text.len().saturating_sub(4096)..]).into_owned()
+}
+
+/// `III_ACCEL` = auto, kvm or tcg.
+fn accel_from_env() -> AccelChoice {
+    match env::var("III_ACCEL").as_deref() {
+        Ok("kvm") => AccelChoice::Kvm,
+        Ok("tcg") => AccelChoice::Tcg,
+        _ => AccelChoice::Auto,
+    }
+}
+
+fn unix_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Where the other programs of this build are.
+fn bin_dir() -> PathBuf {
+    env::var_os("III_BIN_DIR").map(PathBuf::from).unwrap_or_else(|| {
+        env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned)).unwrap_or_default()
+    })
+}
