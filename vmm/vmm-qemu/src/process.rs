@@ -89,11 +89,18 @@ impl Process {
         self.console.tail()
     }
 
-    /// QEMU's last words, on one line.
+    /// QEMU's last words, on one line; where it said nothing, the guest's.
     pub(crate) fn last_message(&self) -> String {
-        let text = self.messages.tail();
-        text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it gave no reason").trim().to_owned()
+        if let Some(line) = last_line(&self.messages.tail()) {
+            return line;
+        }
+        last_line(&self.console_tail())
+            .map_or_else(|| "it gave no reason".to_owned(), |line| format!("the guest's console ends with `{line}`"))
     }
+}
+
+fn last_line(text: &str) -> Option<String> {
+    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
 }
 
 impl Drop for Process {
