@@ -1,0 +1,304 @@
+//! The router as a world of a few workers: tables of short stories, and properties of long random ones.
+
+use std::collections::HashMap;
+
+use engine_protocol::{
+    Action, InvocationResult, InvokeFunction, Message, Reattach, RegisterFunction, RegisterTrigger,
+    RegisterTriggerType, raw,
+};
+use engine_router::{ConnId, Effect, Input, Opened, Router};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+/// A router, and what each connection has been sent.
+struct World {
+    router: Router,
+    sent: HashMap<u64, Vec<Message>>,
+    next_call: u128,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { router: Router::new("0.0.0", 7), sent: HashMap::new(), next_call: 1 }
+    }
+
+    fn step(&mut self, input: Input) {
+        for effect in self.router.step(0, input) {
+            match effect {
+                Effect::Send { conn, message } => self.sent.entry(conn.0).or_default().push(message),
+                Effect::CreateChannel { .. } | Effect::Close { .. } => {}
+            }
+        }
+    }
+
+    fn open(&mut self, conn: u64) {
+        self.step(Input::Opened(Box::new(Opened {
+            conn: ConnId(conn),
+            worker: Uuid::from_u128(u128::from(conn)),
+            reattach_token: format!("token-{conn}"),
+            vm_worker: (conn == 9).then(|| "in-a-vm".to_owned()),
+            isolation: None,
+            address: None,
+        })));
+    }
+
+    fn say(&mut self, conn: u64, message: Message) {
+        self.step(Input::Received { conn: ConnId(conn), message });
+    }
+
+    fn register(&mut self, conn: u64, id: &str) {
+        self.say(
+            conn,
+            Message::RegisterFunction(RegisterFunction {
+                id: id.to_owned(),
+                description: None,
+                request_format: None,
+                response_format: None,
+                metadata: None,
+                invocation: None,
+            }),
+        );
+    }
+
+    fn call(&mut self, conn: u64, id: &str, data: &Value, action: Option<Action>) -> Uuid {
+        self.next_call += 1;
+        let invocation = Uuid::from_u128(self.next_call);
+        self.say(
+            conn,
+            Message::InvokeFunction(InvokeFunction {
+                invocation_id: Some(invocation),
+                function_id: id.to_owned(),
+                data: Some(raw(data).expect("JSON")),
+                traceparent: None,
+                baggage: None,
+                action,
+                metadata: None,
+            }),
+        );
+        invocation
+    }
+
+    fn answer(&mut self, conn: u64, invocation: Uuid) {
+        self.say(
+            conn,
+            Message::InvocationResult(InvocationResult {
+                invocation_id: invocation,
+                function_id: String::new(),
+                result: Some(raw(&json!("done")).expect("JSON")),
+                error: None,
+                traceparent: None,
+                baggage: None,
+            }),
+        );
+    }
+
+    /// Calls that `conn` was asked to carry out.
+    fn asked(&self, conn: u64) -> Vec<&InvokeFunction> {
+        let sent = self.sent.get(&conn).into_iter().flatten();
+        sent.filter_map(|message| match message {
+            Message::InvokeFunction(call) => Some(call),
+            _ => None,
+        })
+        .collect()
+    }
+
+    /// Answers that `conn` has had to a call: `Ok`, or the code of the error.
+    fn answers(&self, conn: u64, invocation: Uuid) -> Vec<Result<(), String>> {
+        let sent = self.sent.get(&conn).into_iter().flatten();
+        sent.filter_map(|message| match message {
+            Message::InvocationResult(result) if result.invocation_id == invocation => {
+                Some(result.error.as_ref().map_or(Ok(()), |error| Err(error.code.clone())))
+            }
+            _ => None,
+        })
+        .collect()
+    }
+}
+
+#[test]
+fn a_call_reaches_the_owner_and_its_answer_the_caller() {
+    let mut world = World::new();
+    world.open(1);
+    world.open(2);
+    world.register(2, "a::b");
+    let call = world.call(1, "a::b", &json!({ "x": 1 }), None);
+    let asked = world.asked(2);
+    assert_eq!(asked.len(), 1);
+    let data: Value = serde_json::from_str(asked[0].data.as_ref().expect("data").get()).expect("JSON");
+    assert_eq!(data, json!({ "_caller_worker_id": Uuid::from_u128(1), "x": 1 }));
+    // Only the executor may answer.
+    world.answer(1, call);
+    assert_eq!(world.answers(1, call), []);
+    world.answer(2, call);
+    world.answer(2, call);
+    assert_eq!(world.answers(1, call), [Ok(())]);
+}
+
+#[test]
+fn a_call_to_a_function_nobody_owns_is_answered_at_once() {
+    let mut world = World::new();
+    world.open(1);
+    let call = world.call(1, "no::such", &json!(null), None);
+    assert_eq!(world.answers(1, call), [Err("function_not_found".into())]);
+    let void = world.call(1, "no::such", &json!(null), Some(Action::Void));
+    assert_eq!(world.answers(1, void), []);
+    let queued = world.call(1, "no::such", &json!(null), Some(Action::Enqueue { queue: "q".into() }));
+    assert_eq!(world.answers(1, queued), [Err("enqueue_error".into())]);
+}
+
+#[test]
+fn the_newest_provider_is_asked_and_the_older_one_when_it_leaves() {
+    let mut world = World::new();
+    for conn in 1..=3 {
+        world.open(conn);
+    }
+    world.register(2, "a::b");
+    world.register(3, "a::b");
+    let stopped = world.call(1, "a::b", &json!(1), None);
+    assert_eq!((world.asked(2).len(), world.asked(3).len()), (0, 1));
+    world.step(Input::Closed { conn: ConnId(3) });
+    assert_eq!(world.answers(1, stopped), [Err("invocation_stopped".into())]);
+    world.call(1, "a::b", &json!(1), None);
+    assert_eq!(world.asked(2).len(), 1);
+}
+
+#[test]
+fn nobody_takes_over_the_engines_own_functions() {
+    let mut world = World::new();
+    world.open(1);
+    world.register(1, "engine::workers::list");
+    let call = world.call(1, "engine::workers::list", &json!({}), None);
+    assert_eq!((world.asked(1).len(), world.answers(1, call)), (0, vec![Ok(())]));
+}
+
+#[test]
+fn triggers_wait_for_their_type_and_are_told_when_they_end() {
+    let trigger = || {
+        Message::RegisterTrigger(RegisterTrigger {
+            id: "t".into(),
+            trigger_type: "mail::in".into(),
+            function_id: "f".into(),
+            config: None,
+            metadata: None,
+        })
+    };
+    let kind = || {
+        Message::RegisterTriggerType(RegisterTriggerType {
+            id: "mail::in".into(),
+            description: None,
+            trigger_request_format: None,
+            call_request_format: None,
+        })
+    };
+    let mut world = World::new();
+    world.open(1);
+    world.open(2);
+    world.say(1, trigger());
+    let refused = |message: &Message| matches!(message, Message::TriggerRegistrationResult(r) if r.error.is_some());
+    assert!(world.sent[&1].iter().any(refused));
+    world.say(2, kind());
+    assert!(world.sent[&2].iter().any(|message| matches!(message, Message::RegisterTrigger(t) if t.id == "t")));
+    world.step(Input::Closed { conn: ConnId(1) });
+    assert!(world.sent[&2].iter().any(|message| matches!(message, Message::UnregisterTrigger(t) if t.id == "t")));
+}
+
+#[test]
+fn a_vms_worker_has_the_vms_name_whatever_it_says() {
+    let mut world = World::new();
+    world.open(1);
+    world.open(9);
+    let about = json!({ "name": "somebody-else", "pid": 1, "runtime": "python" });
+    world.call(9, "engine::workers::register", &about, Some(Action::Void));
+    let good = world.call(1, "engine::workers::info", &json!({ "name": "in-a-vm" }), None);
+    let bad = world.call(1, "engine::workers::info", &json!({ "name": "somebody-else" }), None);
+    assert_eq!(world.answers(1, good), [Ok(())]);
+    assert_eq!(world.answers(1, bad), [Err("NOT_FOUND".into())]);
+}
+
+#[test]
+fn reattaching_takes_the_token() {
+    let reattach = |token: &str| {
+        Message::Reattach(Reattach { previous_worker_id: Uuid::from_u128(1), reattach_token: Some(token.into()) })
+    };
+    let mut world = World::new();
+    world.open(1);
+    world.register(1, "a::b");
+    world.open(2);
+    world.say(2, reattach("a guess"));
+    world.open(3);
+    world.call(3, "a::b", &json!(1), None);
+    assert_eq!(world.asked(1).len(), 1, "a wrong token changes nothing");
+    world.open(4);
+    world.say(4, reattach("token-1"));
+    let call = world.call(3, "a::b", &json!(1), None);
+    assert_eq!(world.answers(3, call), [Err("function_not_found".into())]);
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Open(u64),
+    Close(u64),
+    Register(u64, u8),
+    Call(u64, u8),
+    Answer(u64),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let conn = 1..5u64;
+    prop_oneof![
+        conn.clone().prop_map(Act::Open),
+        conn.clone().prop_map(Act::Close),
+        (conn.clone(), 0..3u8).prop_map(|(conn, id)| Act::Register(conn, id)),
+        (conn.clone(), 0..3u8).prop_map(|(conn, id)| Act::Call(conn, id)),
+        conn.prop_map(Act::Answer),
+    ]
+}
+
+proptest! {
+    /// Whatever happens in whatever order, each call gets exactly one answer once all executors have left; unless its
+    /// caller left first, and then none more.
+    #[test]
+    fn every_call_is_answered_once(acts in prop::collection::vec(act(), 1..120)) {
+        let mut world = World::new();
+        let mut open = [false; 5];
+        let mut calls: Vec<(u64, Uuid, bool)> = Vec::new();
+        for act in acts {
+            match act {
+                Act::Open(conn) if !open[conn as usize] => { open[conn as usize] = true; world.open(conn); }
+                Act::Close(conn) if open[conn as usize] => {
+                    open[conn as usize] = false;
+                    world.step(Input::Closed { conn: ConnId(conn) });
+                    for call in &mut calls {
+                        call.2 |= call.0 == conn;
+                    }
+                }
+                Act::Register(conn, id) if open[conn as usize] => world.register(conn, &format!("f::{id}")),
+                Act::Call(conn, id) if open[conn as usize] => {
+                    let call = world.call(conn, &format!("f::{id}"), &json!(1), None);
+                    calls.push((conn, call, false));
+                }
+                Act::Answer(conn) if open[conn as usize] => {
+                    let asked: Vec<Uuid> = world.asked(conn).iter().filter_map(|call| call.invocation_id).collect();
+                    for id in asked {
+                        world.answer(conn, id);
+                    }
+                }
+                _ => {}
+            }
+        }
+        // A caller stays until the end; executors leave.
+        for conn in 1..5u64 {
+            if open[conn as usize] {
+                let ids: Vec<Uuid> = world.asked(conn).iter().filter_map(|call| call.invocation_id).collect();
+                for id in ids {
+                    world.answer(conn, id);
+                }
+            }
+        }
+        for (conn, call, caller_left) in calls {
+            let count = world.answers(conn, call).len();
+            prop_assert!(if caller_left { count <= 1 } else { count == 1 }, "{count} answers to {call} of {conn}");
+        }
+    }
+}
