@@ -13,20 +13,14 @@ pub(crate) struct Home(PathBuf);
 impl Home {
     /// `III_HOME`, or `~/.iii`; made if it is not there.
     pub(crate) fn open() -> io::Result<Self> {
-        let path = env::var_os("III_HOME").map_or_else(
-            || Path::new(&env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".iii"),
-            PathBuf::from,
-        );
+        let path = env::var_os("III_HOME")
+            .map_or_else(|| Path::new(&env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".iii"), PathBuf::from);
         let home = Self(path);
         for folder in [home.0.clone(), home.run(), home.images(), home.templates(), home.workers(), home.logs()] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
         fs::set_permissions(&home.0, fs::Permissions::from_mode(0o700))?;
         Ok(home)
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
     }
 
     pub(crate) fn kit(&self) -> PathBuf {
@@ -116,7 +110,8 @@ pub(crate) fn sweep(run: &Path) {
         }
         // Without a lock file it is being made this very moment, or was never finished.
         let Ok(file) = fs::File::open(path.join(OWNER)) else {
-            let age = entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|time| time.elapsed().ok());
+            let age =
+                entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|time| time.elapsed().ok());
             if age.is_some_and(|age| age.as_secs() > 60) {
                 let _ = fs::remove_dir_all(&path);
             }

@@ -70,7 +70,9 @@ pub(crate) struct BootRequest {
 pub(crate) enum Network {
     None,
     /// Out to public and private addresses; to the engine, as this worker, if one is named.
-    Open { worker: Option<String> },
+    Open {
+        worker: Option<String>,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -164,7 +166,8 @@ impl Machines {
         home::sweep(&home.run());
         let options = oci::StoreOptions { image_bytes: ROOT_DISK_BYTES, registry: oci::RegistryOptions::from_env() };
         let store = Store::open(&home.images(), options)?;
-        let bundle = env::var_os("SSL_CERT_FILE").map_or_else(|| "/etc/ssl/certs/ca-certificates.crt".into(), PathBuf::from);
+        let bundle =
+            env::var_os("SSL_CERT_FILE").map_or_else(|| "/etc/ssl/certs/ca-certificates.crt".into(), PathBuf::from);
         let ca_bundle = fs::read_to_string(bundle).ok().filter(|bundle| !bundle.is_empty());
         let iii_vm = bin_dir().join("iii-vm");
         Ok(Arc::new(Self { home, store, iii_vm, engine_port, vm_socket, ca_bundle }))
@@ -193,7 +196,8 @@ impl Machines {
 
     pub(crate) async fn boot(&self, request: BootRequest, progress: Watch<'_>) -> Result<Machine, BootError> {
         let rootfs = self.image(&request.image, progress).await?;
-        let memory = MemoryMib::new(request.memory_mib).map_err(|error| BootError::Limit { what: error.to_string() })?;
+        let memory =
+            MemoryMib::new(request.memory_mib).map_err(|error| BootError::Limit { what: error.to_string() })?;
         let vcpus = VcpuCount::new(request.vcpus).map_err(|error| BootError::Limit { what: error.to_string() })?;
         progress(BootProgress::Booting);
         let id = Uuid::new_v4().simple().to_string();
@@ -213,16 +217,19 @@ impl Machines {
             network: self.network(&request.network),
             use_template: env::var_os("III_NO_TEMPLATE").is_none(),
         };
-        let (mut vm, channel) = Vm::spawn(&spec, &self.iii_vm)
-            .await
-            .map_err(|source| BootError::Spawn { source: Box::new(source) })?;
+        let (mut vm, channel) =
+            Vm::spawn(&spec, &self.iii_vm).await.map_err(|source| BootError::Spawn { source: Box::new(source) })?;
         let identity = self.identity(&request, &rootfs.config)?;
         let ready = self.bring_up(&mut vm, channel, identity, progress);
         let (guest, adopted, accel, restored) = match tokio::time::timeout(BOOT_PATIENCE, ready).await {
             Ok(result) => result?,
             Err(_) => {
                 let reason = format!("no answer within {} s", BOOT_PATIENCE.as_secs());
-                return Err(BootError::Vm { reason, hint: Some("`iii doctor` shows the driver".into()), console_tail: console(run.path()) });
+                return Err(BootError::Vm {
+                    reason,
+                    hint: Some("`iii doctor` shows the driver".into()),
+                    console_tail: console(run.path()),
+                });
             }
         };
         Ok(Machine {
@@ -306,10 +313,7 @@ impl Machines {
         let Network::Open { worker } = network else { return None };
         let engine = worker.as_ref().map(|worker| {
             let preface = serde_json::json!({ "worker": worker, "isolation": "microvm" }).to_string() + "\n";
-            GatewayPort {
-                port: self.engine_port,
-                target: HostTarget::Unix { path: self.vm_socket.clone(), preface },
-            }
+            GatewayPort { port: self.engine_port, target: HostTarget::Unix { path: self.vm_socket.clone(), preface } }
         });
         Some(NetworkSpec {
             guest_mac: GUEST_MAC.into(),
@@ -392,9 +396,7 @@ impl Machine {
 
 fn ended(exit: VmExit) -> BootError {
     match exit {
-        VmExit::Stopped => {
-            BootError::Vm { reason: "it powered off".into(), hint: None, console_tail: String::new() }
-        }
+        VmExit::Stopped => BootError::Vm { reason: "it powered off".into(), hint: None, console_tail: String::new() },
         VmExit::Failed { reason, hint, console_tail } => BootError::Vm { reason, hint, console_tail },
     }
 }

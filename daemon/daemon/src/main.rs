@@ -53,6 +53,9 @@ enum Daemon {
         common: Common,
         #[arg(long, env = "IIIWORKER_PROJECT_ROOT", default_value = ".")]
         project_root: PathBuf,
+        /// The engine's configuration file; relative to the project's root.
+        #[arg(long, default_value = "config.yaml")]
+        config_file: PathBuf,
     },
     /// Serves `sandbox::*`.
     Sandboxes {
@@ -127,7 +130,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &format!("no runtime: {error}")),
     };
-    let outcome = runtime.block_on(async {
+    runtime.block_on(async {
         tokio::spawn(on_signals(stop.clone()));
         let (worker, description) = match name {
             "workers" => ("iii-worker-ops", "Adds, starts, stops and inspects workers in microVMs"),
@@ -142,33 +145,30 @@ fn main() -> ExitCode {
         match (&arguments.daemon, sandbox_config) {
             (Daemon::Sandboxes { .. }, Some(config)) => {
                 sandbox::run(config, machines, client, stop).await;
-                Ok(())
             }
-            (Daemon::Workers { project_root, .. }, _) => {
-                let config = worker::DaemonConfig {
-                    home: home.path().to_owned(),
-                    project_root: std::path::absolute(project_root).unwrap_or_else(|_| project_root.clone()),
-                    engine_port: port,
-                };
-                worker::run(config, machines, client, stop).await.map_err(|error| error.to_string())
+            (Daemon::Workers { project_root, config_file, .. }, _) => {
+                let project_root = std::path::absolute(project_root).unwrap_or_else(|_| project_root.clone());
+                let config_file = project_root.join(config_file);
+                worker::run(
+                    worker::DaemonConfig { project_root, config_file, engine_port: port },
+                    machines,
+                    client,
+                    stop,
+                )
+                .await;
             }
-            (Daemon::Sandboxes { .. }, None) => Ok(()),
+            (Daemon::Sandboxes { .. }, None) => {}
         }
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
     drop(lock);
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => fail(1, &problem),
-    }
+    ExitCode::SUCCESS
 }
 
 async fn on_signals(stop: CancellationToken) {
-    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-        signal(SignalKind::hangup()),
-    ) else {
+    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))
+    else {
         return;
     };
     tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} _ = hangup.recv() => {} }

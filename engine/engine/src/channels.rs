@@ -51,18 +51,10 @@ impl Channels {
     pub(crate) fn create(&self, buffer: usize) -> ChannelPair {
         let (channel_id, access_key) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
         let (writer, reader) = mpsc::channel(buffer);
-        let channel = Channel {
-            key: access_key.clone(),
-            created: Instant::now(),
-            writer: Some(writer),
-            reader: Some(reader),
-        };
+        let channel =
+            Channel { key: access_key.clone(), created: Instant::now(), writer: Some(writer), reader: Some(reader) };
         self.lock().insert(channel_id.clone(), channel);
-        let end = |direction| ChannelRef {
-            channel_id: channel_id.clone(),
-            access_key: access_key.clone(),
-            direction,
-        };
+        let end = |direction| ChannelRef { channel_id: channel_id.clone(), access_key: access_key.clone(), direction };
         ChannelPair { writer: end(Direction::Write), reader: end(Direction::Read) }
     }
 

@@ -43,7 +43,11 @@ impl Children {
     pub(crate) async fn start(&mut self, config: &Config) -> Result<(), EngineError> {
         if config.worker_daemon {
             let root = env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
-            self.spawn("workers", &["--project-root".into(), root.display().to_string()])?;
+            let mut arguments = vec!["--project-root".to_owned(), root.display().to_string()];
+            if let Some(file) = &config.file {
+                arguments.extend(["--config-file".to_owned(), file.display().to_string()]);
+            }
+            self.spawn("workers", &arguments)?;
         }
         if let Some(block) = &config.sandbox {
             let file = write_private(&block.to_string())

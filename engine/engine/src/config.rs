@@ -10,6 +10,8 @@ use serde_json::Value;
 /// The engine's configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// Where it was read from.
+    pub file: Option<PathBuf>,
     /// At least one; the first one's port is the engine's port.
     pub listeners: Vec<Listener>,
     /// The block of `iii-sandbox`, when it is listed.
@@ -78,7 +80,14 @@ const MANDATORY: [&str; 4] = ["iii-engine-functions", "iii-telemetry", "configur
 
 /// Built-in workers of the original that this version does not have.
 const ABSENT: [&str; 9] = [
-    "iii-state", "iii-stream", "iii-queue", "iii-pubsub", "iii-cron", "iii-http", "iii-http-functions", "iii-bridge",
+    "iii-state",
+    "iii-stream",
+    "iii-queue",
+    "iii-pubsub",
+    "iii-cron",
+    "iii-http",
+    "iii-http-functions",
+    "iii-bridge",
     "iii-exec",
 ];
 
@@ -95,6 +104,7 @@ impl Config {
     #[must_use]
     pub fn standard() -> Self {
         Self {
+            file: None,
             listeners: vec![Listener { host: "0.0.0.0".into(), port: 49134 }],
             sandbox: Some(default_sandbox()),
             worker_daemon: worker_daemon_wanted(),
@@ -105,8 +115,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], which names the file, variable or worker.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let expanded = expand(&text, |name| env::var(name).ok())?;
         Self::parse(path, &expanded)
     }
@@ -115,8 +124,13 @@ impl Config {
         let raw: Option<RawConfig> = serde_saphyr::from_str(text)
             .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
         let raw = raw.unwrap_or_default();
-        let mut config =
-            Self { listeners: Vec::new(), sandbox: None, worker_daemon: worker_daemon_wanted(), warnings: Vec::new() };
+        let mut config = Self {
+            file: Some(path.to_owned()),
+            listeners: Vec::new(),
+            sandbox: None,
+            worker_daemon: worker_daemon_wanted(),
+            warnings: Vec::new(),
+        };
         let mut seen = BTreeSet::new();
         for entry in raw.workers.into_iter().chain(raw.modules).flatten() {
             let bad = |problem: String| ConfigError::Worker { worker: entry.name.clone(), problem };
@@ -132,13 +146,15 @@ impl Config {
                 "iii-worker-ops" => {}
                 name if MANDATORY.contains(&name) => {}
                 name if ABSENT.contains(&name) => {
-                    config.warnings.push(format!("worker `{name}` is not part of this version: its entry has no effect"));
+                    config
+                        .warnings
+                        .push(format!("worker `{name}` is not part of this version: its entry has no effect"));
                 }
                 // The worker daemon reads these itself.
                 _ if entry.worker_path.is_some() || entry.image.is_some() => {}
-                name => config.warnings.push(format!(
-                    "worker `{name}` has neither `worker_path` nor `image`: its entry has no effect"
-                )),
+                name => config
+                    .warnings
+                    .push(format!("worker `{name}` has neither `worker_path` nor `image`: its entry has no effect")),
             }
         }
         if config.listeners.is_empty() {

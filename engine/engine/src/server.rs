@@ -221,12 +221,11 @@ async fn channel(
 ) -> Response {
     match shared.hub.channels.attach(&id, &query.key, query.dir) {
         None => (StatusCode::NOT_FOUND, "Channel not found").into_response(),
-        Some(end) => upgrade
-            .max_message_size(MAX_MESSAGE_BYTES)
-            .max_frame_size(MAX_FRAME_BYTES)
-            .on_upgrade(move |socket| async move {
+        Some(end) => upgrade.max_message_size(MAX_MESSAGE_BYTES).max_frame_size(MAX_FRAME_BYTES).on_upgrade(
+            move |socket| async move {
                 shared.stop.run_until_cancelled(channels::carry(socket, end)).await;
-            }),
+            },
+        ),
     }
 }
 
@@ -239,7 +238,8 @@ impl VmSocket {
     fn bind(port: u16) -> Result<Self, EngineError> {
         let home = home();
         let run = home.join("run");
-        let private = fs::create_dir_all(&run).and_then(|()| fs::set_permissions(&home, fs::Permissions::from_mode(0o700)));
+        let private =
+            fs::create_dir_all(&run).and_then(|()| fs::set_permissions(&home, fs::Permissions::from_mode(0o700)));
         private.map_err(|source| EngineError::Home { path: home, source })?;
         Ok(Self { path: run.join(format!("engine-{port}.sock")) })
     }
@@ -265,8 +265,6 @@ impl Drop for VmSocket {
 
 /// `III_HOME`, or `~/.iii`.
 pub(crate) fn home() -> PathBuf {
-    env::var_os("III_HOME").map_or_else(
-        || Path::new(&env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".iii"),
-        PathBuf::from,
-    )
+    env::var_os("III_HOME")
+        .map_or_else(|| Path::new(&env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".iii"), PathBuf::from)
 }

@@ -28,8 +28,9 @@ pub(crate) async fn call(sandboxes: Arc<Sandboxes>, request: Fs) -> Result<Value
     let (size, mode, mtime) = (reader.size, format!("{:04o}", reader.mode), reader.mtime);
     let head = if size < MAX_BODY_BYTES { Some(seat.during(whole(&mut reader)).await?) } else { None };
     let body = head.as_ref().and_then(|bytes| std::str::from_utf8(bytes).ok()).map(str::to_owned);
-    let aborted =
-        |error: engine_client::CallError| SandboxError::new(Kind::FsChannelAborted, format!("fs channel aborted: {error}"));
+    let aborted = |error: engine_client::CallError| {
+        SandboxError::new(Kind::FsChannelAborted, format!("fs channel aborted: {error}"))
+    };
     let pair = sandboxes.client.create_channel(CHANNEL_BUFFER).await.map_err(aborted)?;
     let writer = sandboxes.client.open_writer(&pair.writer).await.map_err(aborted)?;
     tokio::spawn(pass_on(seat, head, reader, writer));

@@ -22,7 +22,9 @@ pub(crate) async fn call(sandboxes: Arc<Sandboxes>, request: Fs) -> Result<Value
         (Some(Content::Channel(channel)), None) => Source::Channel(channel),
         (None, Some(text)) => {
             let decoded = base64::engine::general_purpose::STANDARD.decode(text);
-            Source::Bytes(decoded.map_err(|error| SandboxError::invalid(format!("`content_b64` is not base64: {error}")))?)
+            Source::Bytes(
+                decoded.map_err(|error| SandboxError::invalid(format!("`content_b64` is not base64: {error}")))?,
+            )
         }
         _ => return Err(SandboxError::invalid("give `content` or `content_b64`, one of them")),
     };
@@ -30,8 +32,7 @@ pub(crate) async fn call(sandboxes: Arc<Sandboxes>, request: Fs) -> Result<Value
     let path = path(&request, "path", &request.path)?;
     let seat = sandboxes.enter(&request.sandbox_id, Activity::Files)?;
     let work = async {
-        let mut writer =
-            seat.guest().write(path, mode, request.parents.unwrap_or(false)).await.map_err(guest_error)?;
+        let mut writer = seat.guest().write(path, mode, request.parents.unwrap_or(false)).await.map_err(guest_error)?;
         match source {
             Source::Bytes(bytes) => writer.write(&bytes).await.map_err(guest_error)?,
             Source::Channel(channel) => from_channel(&sandboxes.client, &channel, &mut writer).await?,

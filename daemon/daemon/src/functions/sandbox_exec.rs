@@ -146,8 +146,9 @@ async fn stream(client: &Client, seat: Seat, job: Job) -> Result<Value, SandboxE
 }
 
 async fn channel(client: &Client) -> Result<(engine_client::ChannelRef, ChannelWriter), SandboxError> {
-    let aborted =
-        |error: engine_client::CallError| SandboxError::new(Kind::FsChannelAborted, format!("fs channel aborted: {error}"));
+    let aborted = |error: engine_client::CallError| {
+        SandboxError::new(Kind::FsChannelAborted, format!("fs channel aborted: {error}"))
+    };
     let pair = client.create_channel(CHANNEL_BUFFER).await.map_err(aborted)?;
     let writer = client.open_writer(&pair.writer).await.map_err(aborted)?;
     Ok((pair.reader, writer))

@@ -94,7 +94,9 @@ mod tests {
 
     #[test]
     fn environment_names_are_those_of_a_shell() {
-        for (entry, good) in [("A=1", true), ("_a9=x=y", true), ("9A=1", false), ("A-B=1", false), ("=1", false), ("A", false)] {
+        for (entry, good) in
+            [("A=1", true), ("_a9=x=y", true), ("9A=1", false), ("A-B=1", false), ("=1", false), ("A", false)]
+        {
             assert_eq!(environment(Some(&Env::List(vec![entry.to_owned()]))).is_ok(), good, "{entry}");
         }
         let map = [("A/B".to_owned(), "1".to_owned())].into_iter().collect();

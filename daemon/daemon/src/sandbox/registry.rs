@@ -69,13 +69,7 @@ pub(crate) enum Activity {
 
 impl Sandboxes {
     pub(crate) fn new(config: SandboxConfig, machines: Arc<Machines>, client: Client) -> Self {
-        Self {
-            config,
-            machines,
-            client,
-            living: Mutex::new(HashMap::new()),
-            taken: Arc::new(AtomicU32::new(0)),
-        }
+        Self { config, machines, client, living: Mutex::new(HashMap::new()), taken: Arc::new(AtomicU32::new(0)) }
     }
 
     fn living(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Sandbox>>> {
@@ -84,7 +78,8 @@ impl Sandboxes {
 
     fn place(&self) -> Result<Place, SandboxError> {
         let max = self.config.max_concurrent_sandboxes;
-        let taken = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| (taken < max).then_some(taken + 1));
+        let taken =
+            self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| (taken < max).then_some(taken + 1));
         taken
             .map(|_| Place(Arc::clone(&self.taken)))
             .map_err(|_| SandboxError::new(Kind::ResourceLimit, format!("all {max} sandboxes are taken")))
@@ -131,11 +126,10 @@ impl Sandboxes {
     async fn image(&self, name: &str) -> Result<oci::ImageRef, SandboxError> {
         let known = PRESETS.iter().any(|(preset, _)| *preset == name) || self.config.custom_images.contains_key(name);
         if !known || !self.config.image_allowlist.iter().any(|allowed| allowed == name) {
-            let usable: Vec<&str> = self
-                .names()
-                .filter(|name| self.config.image_allowlist.iter().any(|allowed| allowed == name))
-                .collect();
-            let message = format!("image `{name}` is not in the catalogue or not allowed; usable: [{}]", usable.join(", "));
+            let usable: Vec<&str> =
+                self.names().filter(|name| self.config.image_allowlist.iter().any(|allowed| allowed == name)).collect();
+            let message =
+                format!("image `{name}` is not in the catalogue or not allowed; usable: [{}]", usable.join(", "));
             return Err(SandboxError::new(Kind::ImageNotInCatalog, message));
         }
         let reference = self.config.custom_images.get(name).map_or(name, String::as_str);
@@ -170,8 +164,9 @@ impl Sandboxes {
         let exec = activity == Activity::Exec;
         if exec {
             let max = self.config.max_concurrent_exec_per_sandbox.max(1);
-            let entered =
-                sandbox.busy.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |busy| (busy < max).then_some(busy + 1));
+            let entered = sandbox
+                .busy
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |busy| (busy < max).then_some(busy + 1));
             if entered.is_err() {
                 let message = format!("{max} commands run in sandbox {id} already");
                 return Err(SandboxError::new(Kind::ConcurrentExec, message));
