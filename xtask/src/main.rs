@@ -1,6 +1,7 @@
 //! Chores of developers and of `make`: the guest kit's parts, and checks on the shape of the code.
 
 mod initramfs;
+mod tidy;
 mod vmlinux;
 
 use std::path::PathBuf;
@@ -33,6 +34,8 @@ enum Chore {
         #[arg(long)]
         out: PathBuf,
     },
+    /// Checks the shape of the code; `cargo test -p xtask` does the same.
+    Tidy,
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Chore::KitInitramfs { init, modules, out } => {
             initramfs::build(&init, modules.as_deref(), &out).map_err(Box::<dyn std::error::Error>::from)
         }
+        Chore::Tidy => tidy::check().map_err(Box::from),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
