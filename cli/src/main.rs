@@ -1,1 +1,93 @@
-fn main() {}
+//! `iii`: a command line becomes one call, its answer becomes text.
+//!
+//! ```text
+//! arguments ─► commands/<one file each> ─► connection ─► engine
+//!                      │
+//!                      └─► answer on stdout, everything else on stderr
+//! ```
+//! Knows functions by name and shape. Starts no VM and keeps no state: a command and a call from a worker take the
+//! same path.
+//!
+//! Always true:
+//! - Text that came from a worker or a guest is printed without control characters, except where it is the data asked
+//!   for.
+//! - A terminal that was made raw is put back on every way out.
+
+mod arguments;
+mod clean;
+mod commands;
+mod connection;
+mod failure;
+mod progress;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::arguments::{Arguments, Command};
+use crate::failure::Failure;
+
+/// What a command returns: its exit status, or why there is none.
+type Outcome = Result<u8, Failure>;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            if let Some(hint) = replacement(&error) {
+                eprintln!("\nhint: {hint}");
+            }
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    if arguments.version {
+        println!("{}", env!("CARGO_PKG_VERSION"));
+        return ExitCode::SUCCESS;
+    }
+    let json = arguments.command.as_ref().is_some_and(Command::wants_json);
+    let outcome = match arguments.command {
+        None => Err(commands::engine::become_engine(&arguments.engine)),
+        Some(command) => run(command),
+    };
+    match outcome {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            failure.print(json);
+            ExitCode::from(failure.status())
+        }
+    }
+}
+
+fn run(command: Command) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(format!("could not start: {error}")))?;
+    let outcome = runtime.block_on(commands::run(command));
+    // A read of standard input may still block a thread: nobody waits for it.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// What to type instead of a command that older versions had.
+fn replacement(error: &clap::Error) -> Option<String> {
+    if error.kind() != ErrorKind::InvalidSubcommand {
+        return None;
+    }
+    let word = std::env::args().skip(1).find(|argument| !argument.starts_with('-'))?;
+    match word.as_str() {
+        "start" | "serve" => Some("`iii` without a command starts the engine".into()),
+        "sandbox" => {
+            Some("use `iii worker sandbox …`, or `iii trigger sandbox::run image=python code='print(1)'`".into())
+        }
+        "install" | "add" => Some("use `iii worker add`".into()),
+        "uninstall" | "remove" => Some("use `iii worker remove`".into()),
+        "list" | "info" | "status" | "logs" | "exec" => Some(format!("use `iii worker {word}`")),
+        "create" => Some("write a config.yaml, or start with `iii --use-default-config`".into()),
+        _ => None,
+    }
+}

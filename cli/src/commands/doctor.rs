@@ -1,0 +1,182 @@
+//! `iii doctor`: what this machine has and lacks for running VMs, each with its next step.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::statvfs::statvfs;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::Outcome;
+use crate::arguments::{self, Address};
+use crate::clean::line;
+use crate::commands::{SHORT, engine::bin_dir, print_json};
+use crate::connection::Connection;
+
+/// Below this, images and templates do not fit.
+const MIN_FREE_MIB: u64 = 2048;
+
+/// What was found about one thing.
+#[derive(Serialize)]
+struct Finding {
+    subject: &'static str,
+    ok: bool,
+    /// Whether VMs cannot run without.
+    needed: bool,
+    found: String,
+    hint: Option<String>,
+}
+
+impl Finding {
+    fn good(subject: &'static str, found: String) -> Self {
+        Self { subject, ok: true, needed: true, found, hint: None }
+    }
+
+    fn bad(subject: &'static str, found: String, hint: &str) -> Self {
+        Self { subject, ok: false, needed: true, found, hint: Some(hint.to_owned()) }
+    }
+
+    fn optional(self) -> Self {
+        Self { needed: false, ..self }
+    }
+}
+
+pub(crate) async fn run(arguments: arguments::Doctor) -> Outcome {
+    let home = home();
+    let mut findings = vec![programs(), qemu(), kvm(), kit(&home), images(&home), space(&home)];
+    findings.push(engine(&arguments.address).await);
+    let bad = findings.iter().any(|finding| finding.needed && !finding.ok);
+    if arguments.json {
+        print_json(&json!({ "ok": !bad, "findings": findings }));
+        return Ok(u8::from(bad));
+    }
+    for finding in &findings {
+        let mark = match (finding.ok, finding.needed) {
+            (true, _) => "ok  ",
+            (false, true) => "BAD ",
+            (false, false) => "note",
+        };
+        println!("{mark}  {:8} {}", finding.subject, line(&finding.found));
+        if let Some(hint) = &finding.hint {
+            println!("{:15}{hint}", "");
+        }
+    }
+    Ok(u8::from(bad))
+}
+
+fn home() -> PathBuf {
+    std::env::var_os("III_HOME")
+        .map_or_else(|| Path::new(&std::env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".iii"), PathBuf::from)
+}
+
+fn programs() -> Finding {
+    let folder = bin_dir();
+    let missing: Vec<&str> =
+        ["iii-engine", "iii-daemon", "iii-vm"].into_iter().filter(|name| !folder.join(name).is_file()).collect();
+    if missing.is_empty() {
+        return Finding::good("programs", format!("iii-engine, iii-daemon and iii-vm in {}", folder.display()));
+    }
+    let found = format!("{} not in {}", missing.join(", "), folder.display());
+    Finding::bad("programs", found, "build all of them with `make build`, or name their folder in III_BIN_DIR")
+}
+
+fn qemu() -> Finding {
+    let program = std::env::var("III_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".into());
+    match Command::new(&program).arg("--version").output() {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            Finding::good("QEMU", text.lines().next().unwrap_or_default().to_owned())
+        }
+        Ok(output) => {
+            Finding::bad("QEMU", format!("{program} ended with {}", output.status), "reinstall qemu-system-x86")
+        }
+        Err(error) => Finding::bad(
+            "QEMU",
+            format!("{program}: {error}"),
+            "apt install qemu-system-x86, or name the program in III_QEMU",
+        ),
+    }
+}
+
+/// By running a guest: a device that opens says nothing.
+fn kvm() -> Finding {
+    let verdict = Command::new(bin_dir().join("iii-vm")).arg("--probe").output();
+    let verdict: Value =
+        verdict.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or(Value::Null);
+    let reason = verdict["reason"].as_str().unwrap_or("the probe gave no verdict").to_owned();
+    match verdict["verdict"].as_str() {
+        Some("works") => Finding::good("KVM", "runs guests: VMs use it".into()),
+        Some("cannot_run_guests") => {
+            let found = format!("/dev/kvm is there, but cannot run a guest: {reason}");
+            Finding::bad("KVM", found, "VMs are emulated: they work, and compute several times slower").optional()
+        }
+        _ => Finding::bad("KVM", reason, "VMs are emulated: they work, and compute several times slower").optional(),
+    }
+}
+
+fn kit(home: &Path) -> Finding {
+    let kit = home.join("lib/kit");
+    let missing: Vec<&str> = ["kernel", "initramfs", "scratch.ext4", "kit.json"]
+        .into_iter()
+        .filter(|file| !kit.join(file).exists())
+        .collect();
+    if !missing.is_empty() {
+        return Finding::bad("kit", format!("{} not in {}", missing.join(", "), kit.display()), "run `make kit`");
+    }
+    let about: Value =
+        fs::read(kit.join("kit.json")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    let text = |field: &str| about[field].as_str().unwrap_or("unknown").to_owned();
+    Finding::good("kit", format!("guest kernel {} ({})", text("kernel_release"), text("flavour")))
+}
+
+fn images(home: &Path) -> Finding {
+    let names = fs::read_dir(home.join("lib/images")).into_iter().flatten().flatten();
+    let mut names: Vec<String> = names
+        .filter(|entry| entry.path().join("index.json").exists())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    if names.is_empty() {
+        let found = "none built here: presets come from the public registry".to_owned();
+        return Finding::bad("images", found, "run `make images` to build them from Debian packages").optional();
+    }
+    Finding::good("images", names.join(", "))
+}
+
+fn space(home: &Path) -> Finding {
+    let existing = home.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+    match statvfs(existing) {
+        Ok(disk) => {
+            let free_mib = disk.blocks_available().saturating_mul(disk.fragment_size()) >> 20;
+            let found = format!("{free_mib} MiB free for {}", home.display());
+            if free_mib >= MIN_FREE_MIB {
+                Finding::good("disk", found)
+            } else {
+                Finding::bad(
+                    "disk",
+                    found,
+                    "free some space: images and templates need 2 GiB; `iii worker clear` may help",
+                )
+            }
+        }
+        Err(error) => Finding::bad("disk", format!("{}: {error}", existing.display()), "check III_HOME"),
+    }
+}
+
+async fn engine(address: &Address) -> Finding {
+    let place = format!("{}:{}", address.address, address.port);
+    let asked = async {
+        let connection = Connection::open(address).await?;
+        let answer = connection.ask("engine::workers::list", &json!({}), SHORT).await;
+        connection.close().await;
+        answer
+    };
+    match asked.await {
+        Ok(answer) => {
+            let count = answer["workers"].as_array().map_or(0, Vec::len);
+            Finding::good("engine", format!("answers at {place}, {count} workers")).optional()
+        }
+        Err(_) => Finding::bad("engine", format!("nobody answers at {place}"), "start it with `iii`").optional(),
+    }
+}

@@ -1,0 +1,61 @@
+//! A file per command.
+
+mod doctor;
+pub(crate) mod engine;
+mod sandbox;
+mod sandbox_files;
+mod trigger;
+mod trigger_help;
+mod worker_add;
+mod worker_exec;
+mod worker_logs;
+mod worker_status;
+mod workers;
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::Outcome;
+use crate::arguments::{Command, Sandbox, Worker};
+
+/// How long a question that needs no VM may take.
+const SHORT: Duration = Duration::from_secs(30);
+
+/// How long something that installs or boots may take.
+const LONG: Duration = Duration::from_secs(3600);
+
+pub(crate) async fn run(command: Command) -> Outcome {
+    match command {
+        Command::Trigger(arguments) => trigger::run(arguments).await,
+        Command::Doctor(arguments) => doctor::run(arguments).await,
+        Command::Worker(command) => match command {
+            Worker::Add(arguments) => worker_add::run(arguments, false).await,
+            Worker::Reinstall(arguments) => worker_add::run(arguments, true).await,
+            Worker::Remove(arguments) => workers::remove(arguments).await,
+            Worker::Clear(arguments) => workers::clear(arguments).await,
+            Worker::List(arguments) => workers::list(arguments).await,
+            Worker::Status(arguments) => worker_status::run(arguments).await,
+            Worker::Start(arguments) => worker_add::start(arguments).await,
+            Worker::Restart(arguments) => worker_add::restart(arguments).await,
+            Worker::Stop(arguments) => workers::stop(arguments).await,
+            Worker::Logs(arguments) => worker_logs::run(arguments).await,
+            Worker::Exec(arguments) => worker_exec::run(arguments).await,
+            Worker::Validate(arguments) => workers::validate(arguments).await,
+            Worker::Sandbox(command) => match command {
+                Sandbox::Create(arguments) => sandbox::create(arguments).await,
+                Sandbox::Exec(arguments) => sandbox::exec(arguments).await,
+                Sandbox::Run(arguments) => sandbox::run(arguments).await,
+                Sandbox::List(arguments) => sandbox::list(arguments).await,
+                Sandbox::Stop(arguments) => sandbox::stop(arguments).await,
+                Sandbox::Upload(arguments) => sandbox_files::upload(arguments).await,
+                Sandbox::Download(arguments) => sandbox_files::download(arguments).await,
+            },
+        },
+    }
+}
+
+/// An answer as data.
+fn print_json(value: &Value) {
+    println!("{value:#}");
+}
