@@ -8,7 +8,7 @@ use axum::extract::ws::{Message as Frame, WebSocket};
 use engine_protocol::decode;
 use futures_util::{SinkExt, StreamExt};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::hub::{Hub, Origin};
 
@@ -19,7 +19,7 @@ const WRITE_PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) async fn serve(socket: WebSocket, hub: Arc<Hub>, origin: Origin, stop: CancellationToken) {
     let seat = hub.open(origin.clone(), &stop);
     let conn = seat.conn;
-    info!(conn = conn.0, worker = origin.vm_worker, "worker connected");
+    debug!(conn = conn.0, worker = origin.vm_worker, "worker connected");
     let (mut sink, mut stream) = socket.split();
     let (mut outbound, queued) = (seat.outbound, seat.queued);
     let writing = async move {
@@ -60,7 +60,7 @@ pub(crate) async fn serve(socket: WebSocket, hub: Arc<Hub>, origin: Origin, stop
         () = seat.stop.cancelled() => {}
     }
     hub.close(conn);
-    info!(conn = conn.0, worker = origin.vm_worker, "worker disconnected");
+    debug!(conn = conn.0, worker = origin.vm_worker, "worker disconnected");
 }
 
 fn receive(hub: &Hub, conn: engine_router::ConnId, text: &str) {

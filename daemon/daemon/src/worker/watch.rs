@@ -50,6 +50,21 @@ struct Shared {
 struct Pending {
     paths: BTreeSet<PathBuf>,
     everything: bool,
+    first: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Pending {
+    fn touch(&mut self) {
+        let now = Instant::now();
+        self.first.get_or_insert(now);
+        self.last = Some(now);
+    }
+
+    /// When it is to be taken up; `None` while there is nothing.
+    fn due(&self) -> Option<Instant> {
+        Some((self.last? + QUIET).min(self.first? + PATIENCE))
+    }
 }
 
 impl Watch {
@@ -87,32 +102,25 @@ impl Watch {
         }
     }
 
-    /// Waits for a change and for the quiet after it. Cancel safe: what was noticed is kept.
+    /// Waits for a change and for the quiet after it. Cancel safe: what was noticed is kept, and so is the time of it.
     pub(crate) async fn changed(&mut self) -> Change {
-        self.some().await;
-        let patience = Instant::now() + PATIENCE;
-        while Instant::now() < patience {
+        loop {
             self.watch_new_folders();
-            let more = tokio::time::timeout(QUIET, self.shared.wake.notified()).await.is_ok();
-            if !more {
+            let due = self.shared.pending().due();
+            let Some(due) = due else {
+                self.shared.wake.notified().await;
+                continue;
+            };
+            if Instant::now() >= due {
                 break;
             }
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                () = self.shared.wake.notified() => {}
+            }
         }
-        self.watch_new_folders();
         let pending = std::mem::take(&mut *self.shared.pending());
         if pending.everything { Change::Everything } else { Change::Paths(pending.paths) }
-    }
-
-    async fn some(&self) {
-        loop {
-            {
-                let pending = self.shared.pending();
-                if pending.everything || !pending.paths.is_empty() {
-                    return;
-                }
-            }
-            self.shared.wake.notified().await;
-        }
     }
 
     fn watch_new_folders(&mut self) {
@@ -138,23 +146,26 @@ impl Shared {
             return;
         }
         let paths = event.paths.iter().filter_map(|path| path.strip_prefix(root).ok());
-        let mut noticed = false;
+        let paths: Vec<_> = paths.filter(|path| !path.as_os_str().is_empty() && source::is_watched(path)).collect();
+        if paths.is_empty() {
+            return;
+        }
         let mut pending = self.pending();
-        for path in paths.filter(|path| !path.as_os_str().is_empty() && source::is_watched(path)) {
-            noticed = true;
-            pending.paths.insert(path.to_owned());
-        }
+        pending.paths.extend(paths.into_iter().map(Path::to_owned));
         if pending.paths.len() > MAX_PATHS {
-            *pending = Pending { paths: BTreeSet::new(), everything: true };
+            pending.paths.clear();
+            pending.everything = true;
         }
+        pending.touch();
         drop(pending);
-        if noticed {
-            self.wake.notify_one();
-        }
+        self.wake.notify_one();
     }
 
     fn lose_count(&self) {
-        self.pending().everything = true;
+        let mut pending = self.pending();
+        pending.everything = true;
+        pending.touch();
+        drop(pending);
         self.wake.notify_one();
     }
 }
@@ -186,6 +197,19 @@ mod tests {
         fs::read_to_string(root.join("b.py")).expect("reading is no change");
         fs::remove_file(root.join("b.py")).expect("removed");
         assert_eq!(next(&mut watch).await, ["b.py".to_owned()].into());
+    }
+
+    /// The supervisor looks at other things in between.
+    #[tokio::test]
+    async fn a_wait_that_is_cut_short_again_and_again_still_ends() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let mut watch = Watch::start(folder.path());
+        fs::write(folder.path().join("a"), "1").expect("written");
+        let mut rounds = 0;
+        while tokio::time::timeout(QUIET / 4, watch.changed()).await.is_err() {
+            rounds += 1;
+            assert!(rounds < 1000, "never");
+        }
     }
 
     #[tokio::test]
