@@ -266,11 +266,15 @@ impl Open {
         moved
     }
 
-    /// `Closed` without both ends' FIN is a reset by the guest; the host's socket goes with the task.
+    /// `Closed` without both ends' FIN is a reset; the host's socket goes with the task. A reset of ours leaves with
+    /// the next poll, and until then the socket knows its peer.
     fn over(&self, socket: &Socket<'_>) -> bool {
-        matches!(socket.state(), State::Closed | State::TimeWait)
-            && !socket.can_recv()
-            && (socket.state() == State::Closed || self.guest_ended)
+        let silent = match socket.state() {
+            State::Closed => socket.remote_endpoint().is_none(),
+            State::TimeWait => self.guest_ended,
+            _ => false,
+        };
+        silent && !socket.can_recv()
     }
 }
 

@@ -36,7 +36,8 @@ pub(crate) struct Udp {
 }
 
 struct Flow {
-    socket: Arc<UdpSocket>,
+    /// For sending: the other handle of this socket knows its readiness only some time after it was made.
+    socket: std::net::UdpSocket,
     used: Instant,
     task: tokio::task::AbortHandle,
 }
@@ -75,7 +76,7 @@ impl Udp {
         let Some(flow) = self.flows.get_mut(&ends) else { return false };
         flow.used = Instant::now();
         // A full socket drops, as a network does.
-        flow.socket.try_send(payload).is_ok()
+        flow.socket.send(payload).is_ok()
     }
 
     fn query(&mut self, ends: Ends, payload: &[u8]) -> bool {
@@ -114,9 +115,8 @@ impl Udp {
         {
             flow.task.abort();
         }
-        let Ok(socket) = connect(destination) else { return false };
-        let socket = Arc::new(socket);
-        let receiving = receive(Arc::clone(&socket), ends, self.addressing, self.ident(), self.to_guest.clone());
+        let Ok((socket, receiver)) = connect(destination) else { return false };
+        let receiving = receive(receiver, ends, self.addressing, self.ident(), self.to_guest.clone());
         let task = self.tasks.spawn(receiving);
         self.flows.insert(ends, Flow { socket, used: now, task });
         true
@@ -132,20 +132,16 @@ impl Udp {
     }
 }
 
-fn connect(destination: SocketAddr) -> std::io::Result<UdpSocket> {
+/// Two handles of one socket, neither of which blocks.
+fn connect(destination: SocketAddr) -> std::io::Result<(std::net::UdpSocket, UdpSocket)> {
     let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(destination)?;
     socket.set_nonblocking(true)?;
-    UdpSocket::from_std(socket)
+    let receiver = UdpSocket::from_std(socket.try_clone()?)?;
+    Ok((socket, receiver))
 }
 
-async fn receive(
-    socket: Arc<UdpSocket>,
-    ends: Ends,
-    addressing: Addressing,
-    first: u16,
-    to_guest: mpsc::Sender<Vec<u8>>,
-) {
+async fn receive(socket: UdpSocket, ends: Ends, addressing: Addressing, first: u16, to_guest: mpsc::Sender<Vec<u8>>) {
     let mut buffer = vec![0; 65_535];
     let mut ident = first;
     // An error is an ICMP answer to an earlier datagram: the flow goes on.

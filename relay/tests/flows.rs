@@ -348,6 +348,7 @@ fn the_engine_hears_who_calls_before_the_guest_does() {
     let handle = guest.connected(GATEWAY, OPEN).expect("connected");
     guest.send(handle, b"GET /");
     guest.finish(handle);
+    assert!(guest.receive_all(handle).is_empty(), "the host said nothing");
     assert_eq!(serving.join().expect("served"), "{\"worker\":\"w\"}\nGET /");
     std::fs::remove_file(folder).expect("removed");
 }
