@@ -12,7 +12,8 @@
 //! - A guest's connection is answered only after the host's is made: a refused port is refused in the guest.
 //! - An oversized frame ends the link: a length-prefixed stream cannot be resynchronised.
 //! - At most [`MAX_FLOWS`] flows; beyond it the longest idle one is reset. No flow outlives [`run`].
-//! - Loopback and link-local addresses, and the host's own, are never reached but through the gateway's ports.
+//! - Loopback and link-local addresses, and the host's own, are never reached but through the gateway's ports; port 53
+//!   of any address leads to the host's resolvers.
 
 mod dns;
 mod link;

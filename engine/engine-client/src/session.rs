@@ -167,12 +167,7 @@ fn introduction(shared: &Shared) -> Vec<Message> {
     messages
 }
 
-fn receive(
-    shared: &Shared,
-    text: &str,
-    waiting: &mut HashMap<Uuid, Answer>,
-    results: &mpsc::Sender<InvocationResult>,
-) {
+fn receive(shared: &Shared, text: &str, waiting: &mut HashMap<Uuid, Answer>, results: &mpsc::Sender<InvocationResult>) {
     match decode(text) {
         Ok(Message::InvocationResult(result)) => {
             if let Some(answer) = waiting.remove(&result.invocation_id) {
@@ -214,8 +209,7 @@ fn answer_call(shared: &Shared, call: InvokeFunction, results: &mpsc::Sender<Inv
             Err(error) => (None, Some(error)),
         };
         // A connection that is lost has lost the caller as well.
-        let _ = results
-            .send(InvocationResult { invocation_id, function_id, result, error, traceparent, baggage })
-            .await;
+        let _ =
+            results.send(InvocationResult { invocation_id, function_id, result, error, traceparent, baggage }).await;
     });
 }

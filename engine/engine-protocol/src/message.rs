@@ -297,11 +297,15 @@ mod tests {
 
     #[test]
     fn a_call_without_data_is_written_with_null() {
-        let Message::InvokeFunction(call) = decode(r#"{"type":"invokefunction","function_id":"f"}"#).expect("a message")
+        let Message::InvokeFunction(call) =
+            decode(r#"{"type":"invokefunction","function_id":"f"}"#).expect("a message")
         else {
             panic!("another message")
         };
-        assert_eq!(Message::InvokeFunction(call).encode(), r#"{"type":"invokefunction","function_id":"f","data":null}"#);
+        assert_eq!(
+            Message::InvokeFunction(call).encode(),
+            r#"{"type":"invokefunction","function_id":"f","data":null}"#
+        );
     }
 
     #[test]

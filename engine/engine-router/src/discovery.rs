@@ -340,8 +340,7 @@ impl Router {
             }));
         }
         // The newest connection of that name: an older one may be on its way out.
-        let found =
-            self.connections.iter().rev().find(|(_, connection)| connection.name().as_deref() == Some(name));
+        let found = self.connections.iter().rev().find(|(_, connection)| connection.name().as_deref() == Some(name));
         let (conn, connection) = found.ok_or_else(|| not_found("worker", name))?;
         let mut worker = self.worker_summary(*conn, connection);
         worker["internal"] = false.into();

@@ -18,19 +18,15 @@ impl Router {
             None => invocation_id,
         };
         let Some(caller) = self.connections.get(&conn).map(|connection| connection.worker.to_string()) else { return };
+        if let Some(refusal) = self.refuse_call(conn, &function_id) {
+            return self.answer(conn, answer_to, &function_id, Err(refusal));
+        }
         if function_id.starts_with("engine::") {
             return self.builtin(conn, answer_to, &function_id, data.as_deref());
         }
         let data = data.map(|data| with_caller(data, &caller));
-        let forwarded = InvokeFunction {
-            invocation_id: None,
-            function_id,
-            data,
-            traceparent,
-            baggage,
-            action: None,
-            metadata,
-        };
+        let forwarded =
+            InvokeFunction { invocation_id: None, function_id, data, traceparent, baggage, action: None, metadata };
         self.dispatch(answer_to.map(|id| (conn, id)), forwarded);
     }
 

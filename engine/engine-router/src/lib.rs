@@ -4,6 +4,7 @@
 //! Input ─► Router::step ─┬─ invoke      calls and their answers
 //!                        ├─ triggers    trigger types and their bindings
 //!                        ├─ discovery   engine::* functions
+//!                        ├─ guests      what workers in VMs may not do
 //!                        └─ leave       what goes when a connection goes
 //!                             └─► Effects
 //! ```
@@ -12,9 +13,11 @@
 //! Always true:
 //! - Each accepted call that asked for an answer gets exactly one, unless its caller has left.
 //! - Only the connection that a call was sent to can answer it.
+//! - A worker in a VM neither changes what runs on the host nor stands in for those who do.
 //! - What has moved to a newer connection is not removed by the late end of an older one.
 
 mod discovery;
+mod guests;
 mod invoke;
 mod leave;
 mod router;

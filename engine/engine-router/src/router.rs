@@ -171,7 +171,9 @@ impl Router {
             Message::UnregisterFunction(function) => self.unregister_function(conn, &function.id),
             Message::RegisterTriggerType(kind) => self.register_trigger_type(conn, kind),
             Message::UnregisterTriggerType(kind) => self.unregister_trigger_type(conn, &kind.id),
+            Message::RegisterTrigger(trigger) if self.refuse_trigger(conn, &trigger.id) => {}
             Message::RegisterTrigger(trigger) => self.register_trigger(conn, trigger),
+            Message::UnregisterTrigger(trigger) if self.refuse_trigger(conn, &trigger.id) => {}
             Message::UnregisterTrigger(trigger) => self.unregister_trigger(&trigger.id),
             Message::TriggerRegistrationResult(result) => self.trigger_result(conn, result),
             Message::Reattach(reattach) if first => self.reattach(conn, &reattach),
@@ -187,7 +189,8 @@ impl Router {
 
     fn register_function(&mut self, conn: ConnId, function: RegisterFunction) {
         // The engine's own functions are what RBAC, daemons and SDKs stand on: nobody takes them over.
-        if function.id.is_empty() || function.id.starts_with("engine::") {
+        let reserved = function.id.is_empty() || function.id.starts_with("engine::");
+        if reserved || self.refuse_registration(conn, &function.id) {
             return;
         }
         let providers = self.functions.entry(function.id.clone()).or_default();

@@ -135,6 +135,27 @@ fn a_call_reaches_the_owner_and_its_answer_the_caller() {
     assert_eq!(world.answers(1, call), [Ok(())]);
 }
 
+/// Connection 9 comes from a VM.
+#[test]
+fn a_guest_neither_commands_the_host_nor_stands_in_for_the_daemons() {
+    let mut world = World::new();
+    for conn in [1, 2, 9] {
+        world.open(conn);
+    }
+    for id in ["worker::add", "worker::list", "sandbox::run"] {
+        world.register(2, id);
+        world.register(9, id);
+    }
+    let refused = world.call(9, "worker::add", &json!({}), None);
+    assert_eq!(world.answers(9, refused), [Err("FORBIDDEN".to_owned())]);
+    world.call(9, "worker::add", &json!({}), Some(Action::Void));
+    assert_eq!(world.asked(2).len(), 0);
+    world.call(9, "worker::list", &json!({}), None);
+    world.call(1, "sandbox::run", &json!({}), None);
+    world.call(1, "worker::add", &json!({}), None);
+    assert_eq!((world.asked(2).len(), world.asked(9).len()), (3, 0));
+}
+
 #[test]
 fn a_call_to_a_function_nobody_owns_is_answered_at_once() {
     let mut world = World::new();
