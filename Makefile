@@ -18,8 +18,11 @@ test: setup-test
 	@$(MAKE) --no-print-directory kit images
 	@tests/run
 
+# A table, and the same as JSON in tests/bench/results.json. AREAS="boot bus" measures only these.
 bench: setup-test build kit images
-	@III_BIN_DIR=$(TARGET)/release cargo run --quiet --release -p bench
+	@III_KERNEL=debian images/build-kit $(TARGET)/debian-kit $(INIT) $(TARGET)/debug/xtask
+	@III_BIN_DIR=$(TARGET)/release III_BENCH_DEBIAN_KIT=$(TARGET)/debian-kit \
+	    cargo run --quiet --release -p bench -- --json tests/bench/results.json $(AREAS)
 
 # The checks that need no VM: format, lints, docs, tidy, licences (when cargo-deny is installed).
 check:

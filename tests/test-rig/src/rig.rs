@@ -79,18 +79,39 @@ impl RigBuilder {
         self
     }
 
+    /// Starts the engine without daemons.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start_engine_only(self) -> Rig {
+        let rig = self.env("IIIWORKER_DISABLE_BUILTIN_DAEMONS", "1").spawn();
+        rig.wait_for_worker("iii-engine-functions");
+        rig
+    }
+
     /// Starts the engine and waits until its daemons have registered.
     ///
     /// # Panics
     /// When something does not start, or the kit or the images are missing.
     #[must_use]
     pub fn start(self) -> Rig {
+        let sandboxes = self.workers.contains("iii-sandbox");
+        let rig = self.spawn();
+        for worker in ["iii-worker-ops", "iii-sandbox"] {
+            if worker == "iii-worker-ops" || sandboxes {
+                rig.wait_for_worker(worker);
+            }
+        }
+        rig
+    }
+
+    fn spawn(self) -> Rig {
         assert_eq!(missing(), None);
         let home = TempDir::with_prefix("iii-home-").expect("a temporary folder for the home");
         let project = TempDir::with_prefix("iii-project-").expect("a temporary folder for the project");
         share_home(home.path(), self.kit.as_deref());
         let port = free_port();
-        let sandboxes = self.workers.contains("iii-sandbox");
         let config = format!(
             "workers:\n  - name: iii-worker-manager\n    config:\n      host: 127.0.0.1\n      port: {port}\n{}",
             self.workers
@@ -101,13 +122,7 @@ impl RigBuilder {
         }
         let bin = bin_dir();
         let engine = engine_command(&bin, &home, &project, &self.env).spawn().expect("iii-engine starts");
-        let rig = Rig { engine, port, bin, home, project, env: self.env };
-        for worker in ["iii-worker-ops", "iii-sandbox"] {
-            if worker == "iii-worker-ops" || sandboxes {
-                rig.wait_for_worker(worker);
-            }
-        }
-        rig
+        Rig { engine, port, bin, home, project, env: self.env }
     }
 }
 

@@ -1,0 +1,87 @@
+//! Rows of measurements, their reference in the same run, and the target beside them.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// Milliseconds of several rounds.
+#[derive(Debug, Clone)]
+pub(crate) struct Samples(Vec<f64>);
+
+impl Samples {
+    pub(crate) fn from_ms(values: impl IntoIterator<Item = f64>) -> Self {
+        Self(values.into_iter().collect())
+    }
+
+    pub(crate) fn from_durations(durations: impl IntoIterator<Item = Duration>) -> Self {
+        Self(durations.into_iter().map(|duration| duration.as_secs_f64() * 1000.0).collect())
+    }
+
+    pub(crate) fn median(&self) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    fn range(&self) -> (f64, f64) {
+        self.0.iter().fold((f64::INFINITY, 0.0), |(low, high), value| (low.min(*value), high.max(*value)))
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Report(Vec<Row>);
+
+struct Row {
+    name: String,
+    samples: Samples,
+    /// What it is compared with, in the same run, and that one's median.
+    reference: Option<(String, f64)>,
+    target: String,
+}
+
+impl Report {
+    pub(crate) fn row(&mut self, name: &str, samples: Samples, reference: Option<(&str, &Samples)>, target: &str) {
+        let reference = reference.map(|(name, samples)| (name.to_owned(), samples.median()));
+        eprintln!("{name}: {:.1} ms", samples.median());
+        self.0.push(Row { name: name.to_owned(), samples, reference, target: target.to_owned() });
+    }
+
+    /// One number, worked out from others.
+    pub(crate) fn value(&mut self, name: &str, ms: f64, target: &str) {
+        self.row(name, Samples(vec![ms]), None, target);
+    }
+
+    pub(crate) fn table(&self) -> String {
+        let mut table =
+            String::from("| what | median ms | min–max ms | against | ratio | target |\n|---|---:|---:|---|---:|---|\n");
+        for row in &self.0 {
+            let (low, high) = row.samples.range();
+            let median = row.samples.median();
+            let (against, ratio) = match &row.reference {
+                Some((name, reference)) => (format!("{name} ({reference:.1})"), format!("{:.3}", median / reference)),
+                None => (String::new(), String::new()),
+            };
+            table.push_str(&format!(
+                "| {} | {median:.2} | {low:.2}–{high:.2} | {against} | {ratio} | {} |\n",
+                row.name, row.target
+            ));
+        }
+        table
+    }
+
+    pub(crate) fn json(&self) -> String {
+        let rows: Vec<Value> = self
+            .0
+            .iter()
+            .map(|row| {
+                let (low, high) = row.samples.range();
+                json!({
+                    "name": row.name, "median_ms": row.samples.median(), "min_ms": low, "max_ms": high,
+                    "rounds": row.samples.0.len(), "target": row.target,
+                    "reference": row.reference.as_ref().map(|(name, median)| json!({ "name": name, "median_ms": median })),
+                })
+            })
+            .collect();
+        serde_json::to_string_pretty(&rows).unwrap_or_default()
+    }
+}
