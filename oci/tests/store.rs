@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use oci::{Digest, ImageRef, Phase, PullError, Refresh, RegistryOptions, Store, StoreOptions};
 use support::reader::Image;
-use support::{IMAGE_BYTES, Layer, Packing, World, fsck, program};
+use support::{IMAGE_BYTES, Layer, Packing, World, fsck, program, skipped};
 
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 
@@ -244,13 +244,9 @@ async fn a_full_disk_is_named_and_nothing_is_left() {
     let world = World::new();
     let mount = world.store_dir();
     std::fs::create_dir(&mount).unwrap();
-    let mounted = program("mount").is_some_and(|mount_program| {
-        let status = Command::new(mount_program).args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(&mount).output();
-        status.is_ok_and(|output| output.status.success())
-    });
-    if !mounted {
-        eprintln!("skipped: a small file system cannot be mounted here (needs root)");
-        return;
+    let mounted = Command::new(program("mount")).args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(&mount).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        return skipped("a full disk: a small file system cannot be mounted here (needs root)");
     }
     let noise: Vec<u8> = (0..4_u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     world.write(vec![Layer::base().file("large", noise)], Packing::Gzip);
@@ -273,8 +269,7 @@ async fn the_kernel_mounts_what_was_written() {
     std::fs::create_dir(&target).unwrap();
     let mounted = Command::new("mount").args(["-t", "erofs", "-o", "loop,ro"]).arg(&ready.path).arg(&target).output();
     if !mounted.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: EROFS cannot be mounted here (needs root and a loop device)");
-        return;
+        return skipped("mounting an image: needs root, a loop device and a kernel with EROFS");
     }
     let read = ["a", "b", "c"].map(|name| std::fs::read_to_string(target.join("etc").join(name)));
     let links = std::os::unix::fs::MetadataExt::nlink(&std::fs::metadata(target.join("etc/b")).unwrap());

@@ -32,7 +32,7 @@ pub(crate) fn extract(from: &Path, out: &Path) -> Result<(), VmlinuxError> {
     let payload = payload(&image).map_err(|what| VmlinuxError::NotBzImage { path: from.to_owned(), what })?;
     let kernel = match payload {
         [0x1f, 0x8b, ..] => read_all(flate2::read::GzDecoder::new(payload)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => zstd::Decoder::new(payload).and_then(|decoder| read_all(decoder)),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => zstd::Decoder::new(payload).and_then(read_all),
         [0x02, 0x21, 0x4c, 0x18, rest @ ..] => lz4_legacy(rest),
         other => {
             let magic = other.iter().take(4).copied().collect();

@@ -8,14 +8,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{env, fs};
 
-use guest_client::{Guest, GuestError};
+use guest_client::Guest;
 use guest_protocol::{Disk, Identity, Network as GuestNetwork};
 use nix::fcntl::{Flock, FlockArg};
 use oci::{Digest, ImageConfig, ImageRef, Refresh, Rootfs, Store};
@@ -25,6 +25,7 @@ use vmm::{
     VmExit, VmSpec,
 };
 
+use crate::boot_error::BootError;
 use crate::catalog;
 use crate::home::{self, Home, RunDir};
 use crate::scratch;
@@ -41,6 +42,9 @@ const OPEN_FILES: u64 = 65_536;
 
 /// Until the guest has adopted its identity; a cold boot in emulation on a busy machine takes most of it.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Until a guest that was restored from a template has done so; after it a cold boot is tried.
+const CLONE_PATIENCE: Duration = Duration::from_secs(45);
 
 /// Starts machines.
 pub(crate) struct Machines {
@@ -94,56 +98,17 @@ pub(crate) enum BootProgress {
 
 pub(crate) type Watch<'a> = &'a (dyn Fn(BootProgress) + Send + Sync);
 
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum BootError {
-    #[error("could not get image `{image}`")]
-    Image { image: String, source: Box<oci::PullError> },
-    #[error("{what}")]
-    Limit { what: String },
-    #[error("the guest kit lacks `{file}` in {}", kit.display())]
-    Kit { file: &'static str, kit: PathBuf },
-    #[error("disk {} is in use by another machine", path.display())]
-    DiskInUse { path: PathBuf },
-    #[error("could not prepare {what}")]
-    Io { what: String, source: io::Error },
-    #[error("could not start the VM")]
-    Spawn { source: Box<vmm::SpawnError> },
-    #[error("the VM did not come up: {reason}{}", tail(console_tail))]
-    Vm { reason: String, hint: Option<String>, console_tail: String },
-    #[error("the guest did not become ready")]
-    Guest { source: GuestError },
+/// An attempt to boot that failed.
+struct Failed {
+    error: BootError,
+    /// Whether the guest was a clone of a template.
+    restored: bool,
 }
 
-impl BootError {
-    /// The reader's next step, where we know one.
-    pub(crate) fn hint(&self) -> Option<String> {
-        match self {
-            Self::Kit { .. } => Some("run `make kit`".into()),
-            Self::Vm { hint, .. } => hint.clone(),
-            Self::Image { source, .. } => source.hint().map(|hint| hint.to_string()),
-            Self::Spawn { source } => source.hint().map(|hint| hint.to_string()),
-            Self::DiskInUse { .. } => Some("stop the other machine first".into()),
-            Self::Limit { .. } | Self::Io { .. } | Self::Guest { .. } => None,
-        }
+impl From<BootError> for Failed {
+    fn from(error: BootError) -> Self {
+        Self { error, restored: false }
     }
-
-    /// The error with its causes, in one line, and the next step.
-    pub(crate) fn explain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(reason) = cause {
-            text.push_str(&format!(": {reason}"));
-            cause = reason.source();
-        }
-        if let Some(hint) = self.hint() {
-            text.push_str(&format!(" (hint: {hint})"));
-        }
-        text
-    }
-}
-
-fn tail(console: &str) -> String {
-    if console.trim().is_empty() { String::new() } else { format!("; the guest's last words: {}", console.trim()) }
 }
 
 /// A guest that can be asked. Dropping it kills the VM and removes what it had on the host.
@@ -200,6 +165,28 @@ impl Machines {
             MemoryMib::new(request.memory_mib).map_err(|error| BootError::Limit { what: error.to_string() })?;
         let vcpus = VcpuCount::new(request.vcpus).map_err(|error| BootError::Limit { what: error.to_string() })?;
         progress(BootProgress::Booting);
+        let size = (memory, vcpus);
+        let use_template = env::var_os("III_NO_TEMPLATE").is_none();
+        match self.attempt(&request, &rootfs, size, use_template, progress).await {
+            Err(Failed { error, restored: true }) => {
+                let message = format!("a clone of the template did not come up, booting instead: {}", error.explain());
+                progress(BootProgress::Warning(message));
+                self.attempt(&request, &rootfs, size, false, progress).await
+            }
+            other => other,
+        }
+        .map_err(|failed| failed.error)
+    }
+
+    /// One VM, from its run directory to an adopted identity; nothing of it is left when it fails.
+    async fn attempt(
+        &self,
+        request: &BootRequest,
+        rootfs: &Rootfs,
+        (memory, vcpus): (MemoryMib, VcpuCount),
+        use_template: bool,
+        progress: Watch<'_>,
+    ) -> Result<Machine, Failed> {
         let id = Uuid::new_v4().simple().to_string();
         let run = RunDir::create(&self.home.run(), &id)
             .map_err(|source| BootError::Io { what: "the run directory".into(), source })?;
@@ -215,35 +202,37 @@ impl Machines {
             root_disk: rootfs.path.clone(),
             scratch_disk,
             network: self.network(&request.network),
-            use_template: env::var_os("III_NO_TEMPLATE").is_none(),
+            use_template,
         };
+        let identity = self.identity(request, &rootfs.config)?;
         let (mut vm, channel) =
             Vm::spawn(&spec, &self.iii_vm).await.map_err(|source| BootError::Spawn { source: Box::new(source) })?;
-        let identity = self.identity(&request, &rootfs.config)?;
-        let ready = self.bring_up(&mut vm, channel, identity, progress);
-        let (guest, adopted, accel, restored) = match tokio::time::timeout(BOOT_PATIENCE, ready).await {
-            Ok(result) => result?,
-            Err(_) => {
-                let reason = format!("no answer within {} s", BOOT_PATIENCE.as_secs());
-                return Err(BootError::Vm {
-                    reason,
-                    hint: Some("`iii doctor` shows the driver".into()),
-                    console_tail: console(run.path()),
-                });
-            }
+        let mut restored = false;
+        let ready = self.bring_up(&mut vm, channel, identity, &mut restored, run.path(), progress);
+        let result = match tokio::time::timeout(BOOT_PATIENCE, ready).await {
+            Ok(result) => result,
+            Err(_) => Err(BootError::silent(BOOT_PATIENCE, run.path())),
         };
-        Ok(Machine {
-            guest,
-            image_config: rootfs.config,
-            image_digest: rootfs.digest,
-            boot_id: adopted.boot_id,
-            kernel: adopted.kernel,
-            accel,
-            restored,
-            vm,
-            _scratch_lock: scratch_lock,
-            _run: run,
-        })
+        match result {
+            Ok((guest, adopted, accel)) => Ok(Machine {
+                guest,
+                image_config: rootfs.config.clone(),
+                image_digest: rootfs.digest.clone(),
+                boot_id: adopted.boot_id,
+                kernel: adopted.kernel,
+                accel,
+                restored,
+                vm,
+                _scratch_lock: scratch_lock,
+                _run: run,
+            }),
+            Err(error) => {
+                // The next attempt may need the same disk.
+                vm.kill();
+                vm.wait().await;
+                Err(Failed { error, restored })
+            }
+        }
     }
 
     async fn bring_up(
@@ -251,32 +240,39 @@ impl Machines {
         vm: &mut Vm,
         channel: std::os::unix::net::UnixStream,
         mut identity: Identity,
+        restored: &mut bool,
+        run: &Path,
         progress: Watch<'_>,
-    ) -> Result<(Guest, guest_client::Adopted, String, bool), BootError> {
-        let (accel, restored) = loop {
+    ) -> Result<(Guest, guest_client::Adopted, String), BootError> {
+        let accel = loop {
             match vm.next_event().await {
                 VmEvent::BuildingTemplate => progress(BootProgress::BuildingTemplate),
                 VmEvent::Warning { message } => progress(BootProgress::Warning(message)),
-                VmEvent::Running { accel, restored, .. } => break (accel, restored),
-                VmEvent::Exited(exit) => return Err(ended(exit)),
+                VmEvent::Running { accel, restored: is_clone, .. } => {
+                    *restored = is_clone;
+                    break accel;
+                }
+                VmEvent::Exited(exit) => return Err(BootError::ended(exit)),
             }
         };
         let guest =
             Guest::connect(channel).map_err(|source| BootError::Io { what: "the guest's channel".into(), source })?;
         let work = async {
-            if !restored {
+            if !*restored {
                 // A clone's hello was heard by its template.
                 guest.ready().await?;
             }
             identity.unix_time_ns = unix_ns();
             guest.adopt(identity).await
         };
+        let patience = if *restored { CLONE_PATIENCE } else { BOOT_PATIENCE };
         tokio::select! {
             adopted = work => match adopted {
-                Ok(adopted) => Ok((guest, adopted, accel, restored)),
+                Ok(adopted) => Ok((guest, adopted, accel)),
                 Err(source) => Err(BootError::Guest { source }),
             },
-            exit = vm.wait() => Err(ended(exit)),
+            exit = vm.wait() => Err(BootError::ended(exit)),
+            () = tokio::time::sleep(patience) => Err(BootError::silent(patience, run)),
         }
     }
 
@@ -392,19 +388,6 @@ impl Machine {
         self.vm.kill();
         self.vm.wait().await;
     }
-}
-
-fn ended(exit: VmExit) -> BootError {
-    match exit {
-        VmExit::Stopped => BootError::Vm { reason: "it powered off".into(), hint: None, console_tail: String::new() },
-        VmExit::Failed { reason, hint, console_tail } => BootError::Vm { reason, hint, console_tail },
-    }
-}
-
-/// The end of what the guest wrote to its console.
-fn console(run: &Path) -> String {
-    let text = fs::read(run.join("console.log")).unwrap_or_default();
-    String::from_utf8_lossy(&text[text.len().saturating_sub(4096)..]).into_owned()
 }
 
 /// `III_ACCEL` = auto, kvm or tcg.

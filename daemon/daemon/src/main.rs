@@ -12,6 +12,7 @@
 //! - No VM outlives this process, and this process does not outlive its engine.
 //! - A file of the image store is never given to a VM writable.
 
+mod boot_error;
 mod catalog;
 mod config;
 mod functions;

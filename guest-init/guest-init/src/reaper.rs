@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 
 use crate::wire::{Stream, lock};
 
@@ -65,10 +65,10 @@ impl Reaper {
 
 fn reap(shared: &Shared) {
     loop {
-        let (pid, status) = match waitpid(None, None) {
-            Ok(WaitStatus::Exited(pid, status)) => (pid, status),
-            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as i32),
-            Ok(_) | Err(Errno::EINTR) => continue,
+        // Only looks: a child whose `exec` fails is collected by the spawn that waits for it, under the lock.
+        let pid = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
+            Ok(status) => status.pid(),
+            Err(Errno::EINTR) => continue,
             // No child at all: there will be none until somebody spawns one.
             Err(_) => {
                 let waiting = lock(&shared.waiting);
@@ -78,7 +78,14 @@ fn reap(shared: &Shared) {
                 continue;
             }
         };
-        let ended = lock(&shared.waiting).remove(&pid.as_raw());
+        let mut waiting = lock(&shared.waiting);
+        let (pid, status) = match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) => (pid, status),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as i32),
+            Ok(_) | Err(_) => continue,
+        };
+        let ended = waiting.remove(&pid.as_raw());
+        drop(waiting);
         if let Some(stream) = ended {
             stream.exited(status);
         }

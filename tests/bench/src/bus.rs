@@ -39,7 +39,12 @@ pub(crate) fn measure(report: &mut Report) {
         }
         let echoes = Samples::from_durations(echoes);
         // A call is two hops each way, an echo one.
-        report.row("engine call, round trip", Samples::from_durations(calls), Some(("bare WebSocket echo", &echoes)), "");
+        report.row(
+            "engine call, round trip",
+            Samples::from_durations(calls),
+            Some(("bare WebSocket echo", &echoes)),
+            "",
+        );
     });
 }
 

@@ -166,8 +166,7 @@ pub(crate) fn kit() -> PathBuf {
 /// The installed python image as an EROFS file.
 pub(crate) async fn python_root(folder: &Path) -> PathBuf {
     let layout = test_rig::shared_home().join("lib/images/python").canonicalize().expect("the image (make images)");
-    let options =
-        oci::StoreOptions { image_bytes: vmm::ROOT_DISK_BYTES, registry: oci::RegistryOptions::default() };
+    let options = oci::StoreOptions { image_bytes: vmm::ROOT_DISK_BYTES, registry: oci::RegistryOptions::default() };
     let store = oci::Store::open(&folder.join("images"), options).expect("an image store");
     let image = oci::ImageRef::parse(&format!("oci:{}:latest", layout.display())).expect("a reference");
     store.ensure(&image, oci::Refresh::IfMissing, &|_| ()).await.expect("the python image").path

@@ -69,7 +69,9 @@ pub(crate) fn measure(report: &mut Report) {
     });
     let column = |rows: &[[f64; 3]], column: usize| Samples::from_ms(rows.iter().map(|row| row[column]));
     for (number, name) in
-        [format!("relay: {MIB} MiB up"), format!("relay: {MIB} MiB down"), "relay: ping-pong".to_owned()].iter().enumerate()
+        [format!("relay: {MIB} MiB up"), format!("relay: {MIB} MiB down"), "relay: ping-pong".to_owned()]
+            .iter()
+            .enumerate()
     {
         let reference = column(&host, number);
         report.row(name, column(&guest, number), Some(("host loopback, same script", &reference)), "");

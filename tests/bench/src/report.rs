@@ -52,8 +52,9 @@ impl Report {
     }
 
     pub(crate) fn table(&self) -> String {
-        let mut table =
-            String::from("| what | median ms | min–max ms | against | ratio | target |\n|---|---:|---:|---|---:|---|\n");
+        let mut table = String::from(
+            "| what | median ms | min–max ms | against | ratio | target |\n|---|---:|---:|---|---:|---|\n",
+        );
         for row in &self.0 {
             let (low, high) = row.samples.range();
             let median = row.samples.median();

@@ -61,7 +61,12 @@ pub(crate) fn measure(report: &mut Report) {
         let own = (created.median() - vm.median()).max(0.0);
         report.row("sandbox::create → answer", created, Some(("bare VM, clone → answer", &vm)), "");
         report.value("sandbox::create besides the bare VM (our own work, and adoption)", own, "≤ 60 ms");
-        report.row("sandbox::create → first byte of an exec", Samples::from_durations(first), Some(("bare VM", &vm)), "");
+        report.row(
+            "sandbox::create → first byte of an exec",
+            Samples::from_durations(first),
+            Some(("bare VM", &vm)),
+            "",
+        );
         report.row("sandbox::run print(2+2)", Samples::from_durations(runs), Some(("bare VM", &vm)), "");
         report.row("exec of `true` in a warm sandbox", Samples::from_durations(execs), None, "≤ 15 ms");
     });

@@ -161,6 +161,21 @@ fn a_start_command_that_exits_at_once_says_so() {
 }
 
 #[test]
+fn a_worker_that_never_connects_is_not_called_ready() {
+    let rig = Rig::builder().file("mute/iii.worker.yaml", &manifest("mute", "", "sleep 1000")).start();
+    let path = rig.project().join("mute");
+    let port = rig.port().to_string();
+    let added =
+        rig.call("worker::add", &json!({ "source": { "kind": "local", "path": path }, "ready_timeout_ms": 500 }));
+    assert_eq!(added["awaited_ready"], false, "{added}");
+    let status = rig.call("worker::status", &json!({ "name": "mute" }));
+    assert_eq!((&status["status"], &status["running"]), (&json!("starting"), &json!(true)), "{status}");
+    assert!(status["hint"].as_str().unwrap_or("").contains("connect"), "{status}");
+    let shown = rig.iii(&["worker", "status", "--port", &port, "--no-watch", "mute"]);
+    assert!(shown.stdout.contains("starting"), "{shown:?}");
+}
+
+#[test]
 fn an_unknown_image_and_an_unreachable_registry_are_typed_errors() {
     let rig = Rig::builder().start();
     let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
@@ -177,4 +192,23 @@ fn an_unknown_image_and_an_unreachable_registry_are_typed_errors() {
         .expect_err("no such image");
     assert_eq!(error["code"], "W141", "{error}");
     assert!(error.to_string().contains("no/such:image"), "{error}");
+}
+
+#[test]
+fn a_layer_with_a_wrong_digest_is_refused_and_nothing_is_installed() {
+    let registry = test_rig::TestRegistry::start();
+    let reference = registry.push_new("damaged:1");
+    registry.damage_largest_blob();
+    let rig = Rig::builder().own("images").start();
+    let before = std::fs::read_to_string(rig.project().join("config.yaml")).expect("config.yaml");
+    let error = rig
+        .trigger("worker::add", &json!({ "source": { "kind": "oci", "reference": reference } }))
+        .expect_err("a damaged layer");
+    assert_eq!(error["code"], "W141", "{error}");
+    assert!(error.to_string().contains("does not match its digest"), "{error}");
+    assert_eq!(std::fs::read_to_string(rig.project().join("config.yaml")).expect("config.yaml"), before);
+    for folder in ["images/sha256", "images/tmp", "workers"] {
+        let left = std::fs::read_dir(rig.home().join(folder)).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "{folder}");
+    }
 }

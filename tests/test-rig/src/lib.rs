@@ -15,7 +15,10 @@
 mod processes;
 mod registry;
 mod rig;
+pub mod sdk;
+mod view;
 
 pub use processes::{Process, descendants, eventually, kill, wait_gone};
 pub use registry::TestRegistry;
 pub use rig::{Answer, Rig, RigBuilder, shared_home};
+pub use view::KvmDevice;

@@ -63,9 +63,42 @@ impl TestRegistry {
         reference
     }
 
-    /// The stored files of all blobs, for a test that damages one.
+    /// Pushes a small image that is like no other, and returns its reference.
+    ///
+    /// # Panics
+    /// When `umoci` or `skopeo` is not installed.
     #[must_use]
-    pub fn blobs(&self) -> Vec<PathBuf> {
+    pub fn push_new(&self, name: &str) -> String {
+        let folder = self.data.path().join("new-image");
+        fs::create_dir_all(folder.join("bin")).expect("a folder");
+        let content: Vec<u8> = (0..4096).flat_map(|_| uuid_like()).collect();
+        fs::write(folder.join("bin/sh"), content).expect("a file");
+        let layout = folder.join("layout");
+        let image = format!("{}:latest", layout.display());
+        let umoci = |arguments: &[&str]| {
+            let output = Command::new("umoci").args(arguments).output().expect("umoci is installed (./setup test)");
+            assert!(output.status.success(), "umoci {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        };
+        umoci(&["init", "--layout", &layout.display().to_string()]);
+        umoci(&["new", "--image", &image]);
+        umoci(&["insert", "--rootless", "--image", &image, &folder.join("bin").display().to_string(), "/bin"]);
+        self.push(&layout, name)
+    }
+
+    /// Flips a byte in the middle of the largest blob.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn damage_largest_blob(&self) {
+        let largest = self.blobs().into_iter().max_by_key(|path| fs::metadata(path).map_or(0, |about| about.len()));
+        let path = largest.expect("a blob");
+        let mut bytes = fs::read(&path).expect("the blob");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0xff;
+        fs::write(&path, bytes).expect("the damaged blob");
+    }
+
+    fn blobs(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut folders = vec![self.data.path().join("docker/registry/v2/blobs")];
         while let Some(folder) = folders.pop() {
@@ -80,6 +113,13 @@ impl TestRegistry {
         }
         found
     }
+}
+
+/// Sixteen random bytes, from the kernel.
+fn uuid_like() -> [u8; 16] {
+    let text = fs::read_to_string("/proc/sys/kernel/random/uuid").expect("the kernel's UUIDs");
+    let digits = text.trim().replace('-', "");
+    u128::from_str_radix(&digits, 16).expect("hexadecimal digits").to_be_bytes()
 }
 
 impl Drop for TestRegistry {

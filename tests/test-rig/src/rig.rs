@@ -14,6 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::processes::{Process, descendants, eventually, kill, wait_gone};
+use crate::view::{KvmDevice, View};
 
 /// How long anything may take on a loaded two-core machine without hardware virtualisation.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -35,6 +36,9 @@ pub struct RigBuilder {
     env: BTreeMap<String, String>,
     files: Vec<(String, String)>,
     kit: Option<PathBuf>,
+    own: Vec<&'static str>,
+    small_disks: Vec<(&'static str, &'static str)>,
+    kvm: Option<KvmDevice>,
 }
 
 /// What a program said.
@@ -79,6 +83,27 @@ impl RigBuilder {
         self
     }
 
+    /// A folder of the home, `images` or `templates`, that is not shared with other rigs.
+    #[must_use]
+    pub fn own(mut self, folder: &'static str) -> Self {
+        self.own.push(folder);
+        self
+    }
+
+    /// A folder of the home that is a disk of its own, of `size` (as `mount` writes it: `8m`).
+    #[must_use]
+    pub fn small_disk(mut self, folder: &'static str, size: &'static str) -> Self {
+        self.small_disks.push((folder, size));
+        self.own(folder)
+    }
+
+    /// Another `/dev/kvm` than this machine's, if it has one.
+    #[must_use]
+    pub fn kvm(mut self, device: KvmDevice) -> Self {
+        self.kvm = Some(device);
+        self.own("templates")
+    }
+
     /// Starts the engine without daemons.
     ///
     /// # Panics
@@ -110,7 +135,8 @@ impl RigBuilder {
         assert_eq!(missing(), None);
         let home = TempDir::with_prefix("iii-home-").expect("a temporary folder for the home");
         let project = TempDir::with_prefix("iii-project-").expect("a temporary folder for the project");
-        share_home(home.path(), self.kit.as_deref());
+        share_home(home.path(), self.kit.as_deref(), &self.own);
+        let view = self.view(home.path());
         let port = free_port();
         let config = format!(
             "workers:\n  - name: iii-worker-manager\n    config:\n      host: 127.0.0.1\n      port: {port}\n{}",
@@ -121,8 +147,23 @@ impl RigBuilder {
             write_below(project.path(), path, content);
         }
         let bin = bin_dir();
-        let engine = engine_command(&bin, &home, &project, &self.env).spawn().expect("iii-engine starts");
+        let mut engine = view.command(&bin.join("iii-engine"));
+        configure(&mut engine, &bin, &home, &project, &self.env);
+        let engine = engine.spawn().expect("iii-engine starts");
         Rig { engine, port, bin, home, project, env: self.env }
+    }
+
+    fn view(&self, home: &Path) -> View {
+        let mut view = View::default();
+        for (folder, size) in &self.small_disks {
+            view.small_disk(&home.join(folder), size);
+        }
+        if let Some(device) = self.kvm {
+            let dev = home.join("dev");
+            fs::create_dir(&dev).expect("a folder");
+            view.kvm(device, &dev);
+        }
+        view
     }
 }
 
@@ -183,9 +224,29 @@ impl Rig {
     #[must_use]
     pub fn iii_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.bin.join("iii"));
-        command.args(arguments).current_dir(self.project()).env("III_HOME", self.home()).env("III_BIN_DIR", &self.bin);
+        command.args(arguments);
+        self.as_a_user(command)
+    }
+
+    /// As [`Rig::iii`], on the machine as the engine sees it.
+    #[must_use]
+    pub fn iii_inside(&self, arguments: &[&str]) -> Answer {
+        let mut command = View::command_inside(self.engine_pid(), &self.bin.join("iii"));
+        command.args(arguments);
+        Answer::of(&mut self.as_a_user(command))
+    }
+
+    fn as_a_user(&self, mut command: Command) -> Command {
+        command.current_dir(self.project()).env("III_HOME", self.home()).env("III_BIN_DIR", &self.bin);
         command.envs(&self.env).env("NO_COLOR", "1").stdin(Stdio::null());
         command
+    }
+
+    /// A folder of the home, as the engine sees it.
+    #[must_use]
+    pub fn inside(&self, folder: &str) -> PathBuf {
+        let home = self.home().strip_prefix("/").expect("an absolute path");
+        Path::new("/proc").join(self.engine_pid().to_string()).join("root").join(home).join(folder)
     }
 
     /// Runs `iii worker ...` or another command that takes `--port`.
@@ -302,9 +363,12 @@ fn missing() -> Option<String> {
     None
 }
 
-fn share_home(home: &Path, kit: Option<&Path>) {
+fn share_home(home: &Path, kit: Option<&Path>, own: &[&str]) {
     let shared = shared_home();
-    for folder in ["images", "templates"] {
+    for folder in own {
+        fs::create_dir_all(home.join(folder)).expect("a folder of the home");
+    }
+    for folder in ["images", "templates"].iter().filter(|folder| !own.contains(folder)) {
         symlink(shared.join(folder), home.join(folder)).expect("a link to a shared folder");
     }
     match kit {
@@ -317,13 +381,11 @@ fn share_home(home: &Path, kit: Option<&Path>) {
     }
 }
 
-fn engine_command(bin: &Path, home: &TempDir, project: &TempDir, env: &BTreeMap<String, String>) -> Command {
+fn configure(engine: &mut Command, bin: &Path, home: &TempDir, project: &TempDir, env: &BTreeMap<String, String>) {
     let log = File::create(project.path().join("engine.log")).expect("engine.log");
-    let mut command = Command::new(bin.join("iii-engine"));
-    command.args(["--config", "config.yaml", "--no-update-check"]).current_dir(project.path());
-    command.env("III_HOME", home.path()).env("III_BIN_DIR", bin).envs(env).stdin(Stdio::null());
-    command.stdout(log.try_clone().expect("a second descriptor of the log")).stderr(log);
-    command
+    engine.args(["--config", "config.yaml", "--no-update-check"]).current_dir(project.path());
+    engine.env("III_HOME", home.path()).env("III_BIN_DIR", bin).envs(env).stdin(Stdio::null());
+    engine.stdout(log.try_clone().expect("a second descriptor of the log")).stderr(log);
 }
 
 fn bin_dir() -> PathBuf {

@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use crate::boot_error::BootError;
 use crate::catalog::PRESETS;
 use crate::config::SandboxConfig;
-use crate::machine::{BootError, BootRequest, Machine, Machines, Network, Scratch};
+use crate::machine::{BootRequest, Machine, Machines, Network, Scratch};
 use crate::sandbox::command::environment;
 
 /// All sandboxes of this daemon.

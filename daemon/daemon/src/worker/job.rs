@@ -8,7 +8,8 @@ use daemon_api::WorkerError;
 use guest_protocol::SuperviseRequest;
 use oci::ImageConfig;
 
-use crate::machine::{BootError, BootRequest, GATEWAY, Network, Scratch, Watch as Progress};
+use crate::boot_error::BootError;
+use crate::machine::{BootRequest, GATEWAY, Network, Scratch, Watch as Progress};
 use crate::worker::project::{self, Plan};
 use crate::worker::provision;
 use crate::worker::store::{self, Entry, EntrySource};

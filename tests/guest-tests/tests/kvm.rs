@@ -1,0 +1,31 @@
+//! Machines without `/dev/kvm`, and with one that runs nothing: VMs are emulated, and the reason is told.
+
+use serde_json::{Value, json};
+use test_rig::{KvmDevice, Rig};
+
+fn emulated_because(device: KvmDevice, reason: &str) {
+    let rig = Rig::builder().sandboxes().kvm(device).start();
+    let port = rig.port().to_string();
+    let doctor = rig.iii_inside(&["doctor", "--json", "--port", &port]);
+    assert_eq!(doctor.status, 0, "{doctor:?}");
+    let report: Value = serde_json::from_str(&doctor.stdout).unwrap_or_else(|error| panic!("{error}: {doctor:?}"));
+    let findings = report["findings"].as_array().expect("findings");
+    let kvm = findings.iter().find(|finding| finding["subject"] == "KVM").expect("a finding about KVM");
+    assert_eq!((&kvm["ok"], &kvm["needed"]), (&json!(false), &json!(false)), "{kvm}");
+    assert!(kvm["found"].as_str().unwrap_or("").contains(reason), "{kvm}");
+    assert!(kvm["hint"].as_str().unwrap_or("").contains("emulated"), "{kvm}");
+    let answer = rig.call("sandbox::run", &json!({ "image": "python", "code": "print('emulated')" }));
+    assert_eq!(answer["stdout"], "emulated\n", "{answer}");
+    let machines = rig.family_named("qemu-system");
+    assert!(machines.iter().all(|machine| !machine.command.contains("accel=kvm")), "{machines:#?}");
+}
+
+#[test]
+fn without_a_device_vms_are_emulated() {
+    emulated_because(KvmDevice::Absent, "there is no /dev/kvm");
+}
+
+#[test]
+fn with_a_device_that_cannot_run_guests_vms_are_emulated() {
+    emulated_because(KvmDevice::Useless, "cannot run a guest");
+}
