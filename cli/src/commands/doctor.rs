@@ -104,15 +104,17 @@ fn kvm() -> Finding {
     let verdict = Command::new(bin_dir().join("iii-vm")).arg("--probe").output();
     let verdict: Value =
         verdict.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or(Value::Null);
-    let reason = verdict["reason"].as_str().unwrap_or("the probe gave no verdict").to_owned();
-    match verdict["verdict"].as_str() {
-        Some("works") => Finding::good("KVM", "runs guests: VMs use it".into()),
+    let found = match verdict["verdict"].as_str() {
+        Some("works") => return Finding::good("KVM", "runs guests: VMs use it".into()),
+        Some("absent") => "there is no /dev/kvm".to_owned(),
+        Some("no_permission") => "this user may not open /dev/kvm (join the group `kvm`)".to_owned(),
         Some("cannot_run_guests") => {
-            let found = format!("/dev/kvm is there, but cannot run a guest: {reason}");
-            Finding::bad("KVM", found, "VMs are emulated: they work, and compute several times slower").optional()
+            let reason = verdict["reason"].as_str().unwrap_or("for no known reason");
+            format!("/dev/kvm is there, but cannot run a guest: {reason}")
         }
-        _ => Finding::bad("KVM", reason, "VMs are emulated: they work, and compute several times slower").optional(),
-    }
+        _ => "the probe gave no verdict".to_owned(),
+    };
+    Finding::bad("KVM", found, "VMs are emulated: they work, and compute several times slower").optional()
 }
 
 fn kit(home: &Path) -> Finding {

@@ -46,24 +46,24 @@ pub(crate) async fn run(arguments: arguments::Status) -> Outcome {
 }
 
 fn print(status: &Status) {
-    eprintln!("{}: {}", line(&status.name), format!("{:?}", status.status).to_lowercase());
-    eprintln!("  type:     {}", line(&status.worker_type));
-    eprintln!("  detail:   {}", line(&status.detail));
+    println!("{}: {}", line(&status.name), format!("{:?}", status.status).to_lowercase());
+    println!("  type:     {}", line(&status.worker_type));
+    println!("  detail:   {}", line(&status.detail));
     if let Some(pid) = status.pid {
         let driver = status.driver.as_deref().unwrap_or("unknown");
         let kernel = status.kernel.as_deref().unwrap_or("unknown");
-        eprintln!("  VM:       pid {pid}, driver {}, kernel {}", line(driver), line(kernel));
+        println!("  VM:       pid {pid}, driver {}, kernel {}", line(driver), line(kernel));
     }
     if status.restarts > 0 {
-        eprintln!("  restarts: {}", status.restarts);
+        println!("  restarts: {}", status.restarts);
     }
     if let Some(logs) = &status.logs_dir {
-        eprintln!("  logs:     {}", logs.display());
+        println!("  logs:     {}", logs.display());
     }
     if status.status == Phase::Failed {
         for (name, lines) in [("stdout", &status.stdout_tail), ("stderr", &status.stderr_tail)] {
             for text in lines.iter().skip(lines.len().saturating_sub(TAIL)) {
-                eprintln!("  {name} | {}", line(text));
+                println!("  {name} | {}", line(text));
             }
         }
     }

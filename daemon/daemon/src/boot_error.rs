@@ -17,6 +17,8 @@ pub(crate) enum BootError {
     Kit { file: &'static str, kit: PathBuf },
     #[error("disk {} is in use by another machine", path.display())]
     DiskInUse { path: PathBuf },
+    #[error("a VM needs {needed_mib} MiB for what it writes, and {free_mib} MiB are free in {}", path.display())]
+    NoSpace { path: PathBuf, free_mib: u64, needed_mib: u64 },
     #[error("could not prepare {what}")]
     Io { what: String, source: io::Error },
     #[error("could not start the VM")]
@@ -36,9 +38,7 @@ impl BootError {
             Self::Image { source, .. } => source.hint().map(|hint| hint.to_string()),
             Self::Spawn { source } => source.hint().map(|hint| hint.to_string()),
             Self::DiskInUse { .. } => Some("stop the other machine first".into()),
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                Some("free some space on the disk of III_HOME; `iii worker clear` may help".into())
-            }
+            Self::NoSpace { .. } => Some("free some space there; `iii worker clear` may help".into()),
             Self::Limit { .. } | Self::Io { .. } | Self::Guest { .. } => None,
         }
     }

@@ -40,6 +40,9 @@ const MTU: u16 = 1500;
 
 const OPEN_FILES: u64 = 65_536;
 
+/// Free space without which no writable disk is made.
+const MIN_FREE_MIB: u64 = 64;
+
 /// Until the guest has adopted its identity; a cold boot in emulation on a busy machine takes most of it.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -285,14 +288,15 @@ impl Machines {
         match scratch {
             Scratch::Throwaway => {
                 let path = run.join("scratch.ext4");
+                require_space(run)?;
                 scratch::copy(&blank, &path).map_err(failed)?;
                 Ok((path, None))
             }
             Scratch::Persistent(path) => {
+                let folder = path.parent().unwrap_or(path);
+                fs::create_dir_all(folder).map_err(failed)?;
                 if !path.exists() {
-                    if let Some(parent) = path.parent() {
-                        fs::create_dir_all(parent).map_err(failed)?;
-                    }
+                    require_space(folder)?;
                     scratch::copy(&blank, path).map_err(failed)?;
                 }
                 let file = File::open(path).map_err(failed)?;
@@ -388,6 +392,16 @@ impl Machine {
         self.vm.kill();
         self.vm.wait().await;
     }
+}
+
+/// The disk is sparse and grows; on a full one the guest's first writes would fail.
+fn require_space(folder: &Path) -> Result<(), BootError> {
+    let Ok(space) = nix::sys::statvfs::statvfs(folder) else { return Ok(()) };
+    let free_mib = (space.blocks_available() * space.fragment_size()) >> 20;
+    if free_mib >= MIN_FREE_MIB {
+        return Ok(());
+    }
+    Err(BootError::NoSpace { path: folder.to_owned(), free_mib, needed_mib: MIN_FREE_MIB })
 }
 
 /// `III_ACCEL` = auto, kvm or tcg.

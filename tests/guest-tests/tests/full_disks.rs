@@ -68,9 +68,25 @@ fn of_templates_the_vm_boots_without_one() {
 fn of_sandboxes_nothing_boots() {
     let rig = Rig::builder().sandboxes().small_disk("run", "256k").start();
     let error = run(&rig).expect_err("the writable disk does not fit");
-    assert_says(&error, &["S300", "the writable disk", "No space left", "free some space"]);
+    assert_says(&error, &["S300", "64 MiB", "free some space"]);
     let left = fs::read_dir(rig.inside("run")).expect("run").flatten().any(|entry| entry.path().is_dir());
     assert!(!left, "{:?}", entries(&rig.inside("run")));
+}
+
+#[test]
+fn while_a_sandbox_runs_its_writes_fail_and_it_still_answers() {
+    let rig = Rig::builder().sandboxes().small_disk("run", "100m").start();
+    let created = rig.call("sandbox::create", &json!({ "image": "python" }));
+    let exec = |script: &str| {
+        rig.call("sandbox::exec", &json!({ "sandbox_id": created["sandbox_id"], "cmd": "sh", "args": ["-c", script] }))
+    };
+    let filled = exec("dd if=/dev/urandom of=/var/fill bs=1M count=200 conv=fsync");
+    assert_ne!(filled["exit_code"], 0, "{filled}");
+    assert_eq!(exec("echo alive")["stdout"], "alive\n");
+    let warned = eventually(PATIENCE, || rig.log().contains("on the host: No space left").then_some(()));
+    assert!(warned.is_some(), "{}", rig.log());
+    let stopped = rig.call("sandbox::stop", &json!({ "sandbox_id": created["sandbox_id"], "wait": true }));
+    assert_eq!(stopped["stopped"], true);
 }
 
 #[test]
@@ -82,7 +98,7 @@ fn of_workers_nothing_is_installed() {
         .start();
     let before = fs::read_to_string(rig.project().join("config.yaml")).expect("config.yaml");
     let error = add(&rig).expect_err("its disk does not fit");
-    assert_says(&error, &["No space left", "free some space"]);
+    assert_says(&error, &["64 MiB", "free some space"]);
     assert_eq!(fs::read_to_string(rig.project().join("config.yaml")).expect("config.yaml"), before);
     assert_eq!(entries(&rig.inside("workers")), Vec::<String>::new());
 }

@@ -172,7 +172,7 @@ fn a_worker_that_never_connects_is_not_called_ready() {
     assert_eq!((&status["status"], &status["running"]), (&json!("starting"), &json!(true)), "{status}");
     assert!(status["hint"].as_str().unwrap_or("").contains("connect"), "{status}");
     let shown = rig.iii(&["worker", "status", "--port", &port, "--no-watch", "mute"]);
-    assert!(shown.stdout.contains("starting"), "{shown:?}");
+    assert!(shown.stdout.contains("mute: starting"), "{shown:?}");
 }
 
 #[test]

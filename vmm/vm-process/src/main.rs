@@ -70,7 +70,7 @@ fn main() {
 
 fn run(spec: &Path, since: Instant) -> ! {
     let exit = match start(spec, since) {
-        Ok(running) => running.wait(),
+        Ok(running) => running.wait(&mut |event| report::report(&event)),
         Err(failure) => {
             VmExit::Failed { reason: failure.to_string(), hint: failure.hint(), console_tail: String::new() }
         }

@@ -109,7 +109,9 @@ pub(crate) fn arguments(shape: &Shape, ends: &HostEnds<'_>, start: &Start<'_>) -
             "driver": "raw", "node-name": node, "read-only": read_only, "discard": "unmap",
             "file": {"driver": "file", "filename": path, "read-only": read_only, "discard": "unmap"},
         });
-        add(&mut list, &["-blockdev", &disk.to_string(), "-device", &format!("virtio-blk-device,drive={node}")]);
+        // A full disk on the host is an I/O error in the guest; QEMU's own choice would be to stop the machine.
+        let device = format!("virtio-blk-device,drive={node},werror=report,rerror=report");
+        add(&mut list, &["-blockdev", &disk.to_string(), "-device", &device]);
     }
     add(&mut list, &["-netdev", &format!("stream,id=net,server=off,addr.type=fd,addr.str={}", ends.net_fd)]);
     add(&mut list, &["-device", &format!("virtio-net-device,netdev=net,mac={TEMPLATE_MAC}")]);

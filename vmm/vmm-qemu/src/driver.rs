@@ -193,10 +193,13 @@ fn run_dir(spec: &VmSpec) -> &Path {
 }
 
 impl Running {
-    /// Waits for the end of the guest.
+    /// Waits for the end of the guest, reporting what a person should know meanwhile.
     #[must_use]
-    pub fn wait(mut self) -> VmExit {
-        let was_reset = self.monitor.until_closed();
+    pub fn wait(mut self, report: &mut dyn FnMut(VmEvent)) -> VmExit {
+        let was_reset = self.monitor.until_closed(|reason| {
+            let message = format!("a disk of the VM cannot be read or written on the host: {reason}");
+            report(VmEvent::Warning { message });
+        });
         let status = self.process.wait();
         let console_tail = self.process.console_tail();
         let failed = |reason: String| VmExit::Failed { reason, hint: None, console_tail: console_tail.clone() };

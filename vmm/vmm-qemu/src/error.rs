@@ -62,12 +62,7 @@ impl QemuError {
     pub(crate) fn spares_cold_boot(&self) -> bool {
         !matches!(
             self,
-            Self::NoQemu { .. }
-                | Self::NoKit { .. }
-                | Self::NoKvm { .. }
-                | Self::NoDisk { .. }
-                | Self::DiskSize { .. }
-                | Self::NoSpace { .. }
+            Self::NoQemu { .. } | Self::NoKit { .. } | Self::NoKvm { .. } | Self::NoDisk { .. } | Self::DiskSize { .. }
         )
     }
 }

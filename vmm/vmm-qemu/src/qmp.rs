@@ -100,14 +100,20 @@ impl Monitor {
     }
 
     /// Follows events until QEMU closes the monitor. True when the guest asked for a reset rather than a power-off.
-    pub(crate) fn until_closed(&mut self) -> bool {
+    /// The first time one of the guest's disks fails, `disk_failed` hears why.
+    pub(crate) fn until_closed(&mut self, disk_failed: impl FnOnce(&str)) -> bool {
         let mut was_reset = false;
+        let mut disk_failed = Some(disk_failed);
         let _ = self.writer.set_read_timeout(None);
         while let Ok(line) = self.next_line() {
-            if let Line::Event { name, data } = line
-                && name == "SHUTDOWN"
-            {
-                was_reset = data["reason"] == "guest-reset" || data["reason"] == "guest-panic";
+            let Line::Event { name, data } = line else { continue };
+            match name.as_str() {
+                "SHUTDOWN" => was_reset = data["reason"] == "guest-reset" || data["reason"] == "guest-panic",
+                "BLOCK_IO_ERROR" => {
+                    let reason = data["reason"].as_str().unwrap_or("for no known reason");
+                    disk_failed.take().into_iter().for_each(|tell| tell(reason));
+                }
+                _ => {}
             }
         }
         was_reset

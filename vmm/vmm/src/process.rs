@@ -170,11 +170,13 @@ impl Vm {
         }
     }
 
-    /// Waits for the end, passing over all other events.
+    /// Waits for the end; warnings go to the log meanwhile.
     pub async fn wait(&mut self) -> VmExit {
         loop {
-            if let VmEvent::Exited(exit) = self.next_event().await {
-                return exit;
+            match self.next_event().await {
+                VmEvent::Exited(exit) => return exit,
+                VmEvent::Warning { message } => tracing::warn!(vm = %self.name, "{message}"),
+                VmEvent::BuildingTemplate | VmEvent::Running { .. } => {}
             }
         }
     }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::boot_error::BootError;
 use crate::catalog::PRESETS;
 use crate::config::SandboxConfig;
-use crate::machine::{BootRequest, Machine, Machines, Network, Scratch};
+use crate::machine::{BootProgress, BootRequest, Machine, Machines, Network, Scratch};
 use crate::sandbox::command::environment;
 
 /// All sandboxes of this daemon.
@@ -105,7 +105,12 @@ impl Sandboxes {
             scratch: Scratch::Throwaway,
             hostname: format!("sandbox-{}", &id.simple().to_string()[..8]),
         };
-        let machine = self.machines.boot(boot, &|_| ()).await.map_err(boot_error)?;
+        let progress = |step: BootProgress| match step {
+            BootProgress::Warning(message) => warn!(sandbox = %id, "{message}"),
+            BootProgress::BuildingTemplate => info!(sandbox = %id, "building the VM's template (once per machine)"),
+            BootProgress::Image(_) | BootProgress::Booting => {}
+        };
+        let machine = self.machines.boot(boot, &progress).await.map_err(boot_error)?;
         info!(sandbox = %id, accel = machine.accel, restored = machine.restored, "sandbox created");
         let sandbox = Sandbox {
             id,
@@ -285,6 +290,7 @@ fn boot_error(error: BootError) -> SandboxError {
         BootError::Limit { .. } => Kind::ResourceLimit,
         BootError::Kit { .. }
         | BootError::DiskInUse { .. }
+        | BootError::NoSpace { .. }
         | BootError::Io { .. }
         | BootError::Spawn { .. }
         | BootError::Vm { .. }
