@@ -12,13 +12,14 @@ use std::io::Read;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, fs};
 
 use guest_client::Guest;
 use guest_protocol::{Disk, Identity, Network as GuestNetwork};
 use nix::fcntl::{Flock, FlockArg};
 use oci::{Digest, ImageConfig, ImageRef, Refresh, Rootfs, Store};
+use tracing::debug;
 use uuid::Uuid;
 use vmm::{
     AccelChoice, Egress, GatewayPort, HostTarget, MemoryMib, NetworkSpec, ROOT_DISK_BYTES, VcpuCount, Vm, VmEvent,
@@ -190,6 +191,7 @@ impl Machines {
         use_template: bool,
         progress: Watch<'_>,
     ) -> Result<Machine, Failed> {
+        let begun = Instant::now();
         let id = Uuid::new_v4().simple().to_string();
         let run = RunDir::create(&self.home.run(), &id)
             .map_err(|source| BootError::Io { what: "the run directory".into(), source })?;
@@ -208,6 +210,7 @@ impl Machines {
             use_template,
         };
         let identity = self.identity(request, &rootfs.config)?;
+        let prepared = begun.elapsed();
         let (mut vm, channel) =
             Vm::spawn(&spec, &self.iii_vm).await.map_err(|source| BootError::Spawn { source: Box::new(source) })?;
         let mut restored = false;
@@ -217,18 +220,28 @@ impl Machines {
             Err(_) => Err(BootError::silent(BOOT_PATIENCE, run.path())),
         };
         match result {
-            Ok((guest, adopted, accel)) => Ok(Machine {
-                guest,
-                image_config: rootfs.config.clone(),
-                image_digest: rootfs.digest.clone(),
-                boot_id: adopted.boot_id,
-                kernel: adopted.kernel,
-                accel,
-                restored,
-                vm,
-                _scratch_lock: scratch_lock,
-                _run: run,
-            }),
+            Ok((guest, adopted, accel, running)) => {
+                let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+                debug!(
+                    vm = request.name,
+                    prepared_us = micros(prepared),
+                    running_us = micros(running - begun),
+                    adopted_us = micros(begun.elapsed()),
+                    "guest is up: microseconds since its boot was asked for"
+                );
+                Ok(Machine {
+                    guest,
+                    image_config: rootfs.config.clone(),
+                    image_digest: rootfs.digest.clone(),
+                    boot_id: adopted.boot_id,
+                    kernel: adopted.kernel,
+                    accel,
+                    restored,
+                    vm,
+                    _scratch_lock: scratch_lock,
+                    _run: run,
+                })
+            }
             Err(error) => {
                 // The next attempt may need the same disk.
                 vm.kill();
@@ -246,7 +259,7 @@ impl Machines {
         restored: &mut bool,
         run: &Path,
         progress: Watch<'_>,
-    ) -> Result<(Guest, guest_client::Adopted, String), BootError> {
+    ) -> Result<(Guest, guest_client::Adopted, String, Instant), BootError> {
         let accel = loop {
             match vm.next_event().await {
                 VmEvent::BuildingTemplate => progress(BootProgress::BuildingTemplate),
@@ -258,6 +271,7 @@ impl Machines {
                 VmEvent::Exited(exit) => return Err(BootError::ended(exit)),
             }
         };
+        let running = Instant::now();
         let guest =
             Guest::connect(channel).map_err(|source| BootError::Io { what: "the guest's channel".into(), source })?;
         let work = async {
@@ -271,7 +285,7 @@ impl Machines {
         let patience = if *restored { CLONE_PATIENCE } else { BOOT_PATIENCE };
         tokio::select! {
             adopted = work => match adopted {
-                Ok(adopted) => Ok((guest, adopted, accel)),
+                Ok(adopted) => Ok((guest, adopted, accel, running)),
                 Err(source) => Err(BootError::Guest { source }),
             },
             exit = vm.wait() => Err(BootError::ended(exit)),

@@ -46,11 +46,6 @@ impl Report {
         self.0.push(Row { name: name.to_owned(), samples, reference, target: target.to_owned() });
     }
 
-    /// One number, worked out from others.
-    pub(crate) fn value(&mut self, name: &str, ms: f64, target: &str) {
-        self.row(name, Samples(vec![ms]), None, target);
-    }
-
     pub(crate) fn table(&self) -> String {
         let mut table = String::from(
             "| what | median ms | min–max ms | against | ratio | target |\n|---|---:|---:|---|---:|---|\n",
