@@ -181,8 +181,8 @@ impl Tcp {
         self.flows.retain(|_, flow| {
             let Flow::Open(open) = flow else { return true };
             let socket = sockets.get_mut::<Socket<'_>>(open.handle);
-            moved |= open.to_guest(socket);
-            moved |= open.to_host(socket);
+            moved |= open.pass_to_guest(socket);
+            moved |= open.pass_to_host(socket);
             if open.over(socket) {
                 // After an orderly end the task still has the last pieces to write; it ends by itself.
                 if !(open.guest_ended && open.host_ended) {
@@ -205,7 +205,7 @@ pub(crate) enum Syn {
 }
 
 impl Open {
-    fn to_guest(&mut self, socket: &mut Socket<'_>) -> bool {
+    fn pass_to_guest(&mut self, socket: &mut Socket<'_>) -> bool {
         let mut moved = false;
         while socket.may_send() && !self.host_ended {
             if self.pending.is_empty() {
@@ -236,7 +236,7 @@ impl Open {
         moved
     }
 
-    fn to_host(&mut self, socket: &mut Socket<'_>) -> bool {
+    fn pass_to_host(&mut self, socket: &mut Socket<'_>) -> bool {
         let mut moved = false;
         while socket.can_recv() {
             let Ok(permit) = self.queues.to_host.try_reserve() else { break };

@@ -55,7 +55,7 @@ fn describe(function: &str, info: &Value) -> String {
     }
     text.push_str(&format!("Usage: iii trigger {} [key=value]... [--json JSON]\n\n", line(function)));
     let schema = ["request_schema", "request_format"].iter().map(|key| &info[*key]).find(|schema| schema.is_object());
-    match schema.map(|schema| rows(schema)) {
+    match schema.map(rows) {
         Some(rows) if !rows.is_empty() => text.push_str(&table(&rows)),
         Some(_) => text.push_str("It takes no fields.\n"),
         None => text.push_str("Its worker published no request schema.\n"),

@@ -62,15 +62,11 @@ pub(crate) async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Comman
         }
         // Jitter from an id: many workers that lose one engine must not come back at one moment.
         let jitter = Duration::from_millis(u64::from(Uuid::new_v4().as_bytes()[0]));
-        let waiting = tokio::time::sleep(pause + jitter);
-        tokio::pin!(waiting);
-        loop {
-            tokio::select! {
-                () = &mut waiting => break,
-                () = shared.stop.cancelled() => return,
-                // Calls made meanwhile wait in the queue, as far as it reaches; the last client's end is noticed.
-                () = closed(&commands) => return,
-            }
+        tokio::select! {
+            () = tokio::time::sleep(pause + jitter) => {}
+            () = shared.stop.cancelled() => return,
+            // Calls made meanwhile wait in the queue, as far as it reaches; the last client's end is noticed.
+            () = closed(&commands) => return,
         }
         pause = (pause * 2).min(MAX_PAUSE);
     }

@@ -2,7 +2,9 @@
 //!
 //! Absolute times differ from machine to machine and from hour to hour; what is compared was measured side by side.
 //!
-//!   bench [--json FILE] [AREA]...      areas: boot sandbox worker image relay bus; all of them by default
+//! ```text
+//! bench [--json FILE] [AREA]...      areas: boot sandbox worker image relay bus; all of them by default
+//! ```
 
 mod boot;
 mod bus;
@@ -17,7 +19,9 @@ use std::process::ExitCode;
 
 use report::Report;
 
-const AREAS: [(&str, fn(&mut Report)); 6] = [
+type Measure = fn(&mut Report);
+
+const AREAS: [(&str, Measure); 6] = [
     ("boot", boot::measure),
     ("sandbox", sandbox::measure),
     ("worker", worker::measure),

@@ -197,11 +197,12 @@ impl Reader {
     }
 
     fn keys(&mut self, prefix: &str, map: &Map<String, Value>, known: &[&str]) {
+        let is_known = |key: &str| known.contains(&key) || (prefix.is_empty() && LATER.contains(&key));
         for key in map.keys() {
             let path = format!("{prefix}{key}");
             if DEPRECATED.iter().any(|(deprecated, _)| *deprecated == path) {
                 self.deprecated.insert(path);
-            } else if !known.contains(&key.as_str()) && !(prefix.is_empty() && LATER.contains(&key.as_str())) {
+            } else if !is_known(key) {
                 self.unknown.insert(clean(&path));
             }
         }
