@@ -5,7 +5,6 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use guest_protocol::{
     Control, DATA_CHUNK_BYTES, GuestFailure, Header, HeaderError, Hello, Kind, Reply, Request, StreamId,
 };
@@ -172,7 +171,7 @@ fn deliver(header: Header, body: &[u8], table: &Table, hello: &watch::Sender<Opt
             if header.last {
                 table.streams().remove(&header.stream.0);
             }
-            queue.push_reply(reply, header.last)?;
+            queue.push_reply(reply, header.last, body.len())?;
         }
         Kind::Output | Kind::ErrorOutput => queue.push_data(header.kind, body)?,
         Kind::Credit => {
@@ -218,17 +217,31 @@ impl Stream {
             return Err(self.connection.cause());
         };
         match &arrived {
-            Arrived::Data(_, bytes) => self.give_back(bytes),
+            Arrived::Data(_, bytes) => self.give_back(bytes.len() as u64),
             Arrived::Reply { last, .. } => self.finished = *last,
         }
         Ok(arrived)
     }
 
-    fn give_back(&self, bytes: &Bytes) {
-        self.queue.add_credit(bytes.len() as u64);
-        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        if let Ok(frame) = encode(self.id, Kind::Credit, false, &length.to_le_bytes()) {
-            send_soon(&self.connection.outbound, frame);
+    /// One frame at a time is on its way per stream, however little of them the guest reads.
+    fn give_back(&self, bytes: u64) {
+        if !self.queue.owe(bytes) {
+            return;
+        }
+        let (id, queue) = (self.id, Arc::clone(&self.queue));
+        let frame = move || encode(id, Kind::Credit, false, &queue.settle().to_le_bytes()).unwrap_or_default();
+        match self.connection.outbound.try_reserve() {
+            Ok(place) => place.send(frame()),
+            Err(mpsc::error::TrySendError::Full(())) => {
+                let outbound = self.connection.outbound.clone();
+                tokio::spawn(async move {
+                    if let Ok(place) = outbound.reserve().await {
+                        place.send(frame());
+                    }
+                });
+            }
+            // The connection has ended; whoever reads hears of it.
+            Err(mpsc::error::TrySendError::Closed(())) => {}
         }
     }
 

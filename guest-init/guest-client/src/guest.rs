@@ -5,12 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use guest_protocol::{Control, DirEntry, ExecRequest, Hello, Identity, Kind, Reply, Request, SuperviseRequest};
+use guest_protocol::{
+    Control, DirEntry, ErrorCode, ExecRequest, GuestFailure, Hello, Identity, Kind, Reply, Request, SuperviseRequest,
+};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::connection::{Connection, GuestError, Stream, StreamHandle};
 use crate::queue::Arrived;
 use crate::transfer::{FileReader, FileWriter};
+
+/// A folder with more than this to tell is not listed; 16 MiB are some hundred thousand entries.
+const MAX_LISTING_BYTES: usize = 16 * 1024 * 1024;
 
 /// A guest that can be asked. Clones are the same guest; the connection ends with the last of them.
 #[derive(Clone)]
@@ -180,17 +185,28 @@ impl Guest {
     /// # Errors
     /// The guest's answer.
     pub async fn list(&self, path: &str) -> Result<Vec<DirEntry>, GuestError> {
-        match self.ask(&Request::List { path: path.to_owned() }).await? {
-            Reply::Entries { entries } => Ok(entries),
-            other => Err(unexpected(&other)),
+        let mut stream = self.0.open(&Request::List { path: path.to_owned() }).await?;
+        let mut text = Vec::new();
+        loop {
+            match stream.next().await? {
+                Arrived::Data(_, bytes) => text.extend_from_slice(&bytes),
+                Arrived::Reply { reply: Reply::Done, .. } => break,
+                Arrived::Reply { reply: Reply::Failed(failure), .. } => return Err(failure.into()),
+                Arrived::Reply { reply, .. } => return Err(unexpected(&reply)),
+            }
+            if text.len() > MAX_LISTING_BYTES {
+                let message = format!("{path}: its entries take more than {} MiB", MAX_LISTING_BYTES >> 20);
+                return Err(GuestFailure { code: ErrorCode::TooLarge, message }.into());
+            }
         }
+        serde_json::from_slice(&text).map_err(|error| GuestError::Broken(format!("a listing: {error}")))
     }
 
     /// # Errors
     /// The guest's answer.
     pub async fn stat(&self, path: &str) -> Result<DirEntry, GuestError> {
         match self.ask(&Request::Stat { path: path.to_owned() }).await? {
-            Reply::Entries { mut entries } if entries.len() == 1 => Ok(entries.remove(0)),
+            Reply::Entry { entry } => Ok(entry),
             other => Err(unexpected(&other)),
         }
     }

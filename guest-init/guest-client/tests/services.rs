@@ -98,6 +98,71 @@ async fn a_background_child_does_not_hold_the_stream_open() {
 }
 
 #[tokio::test]
+async fn nothing_is_lost_of_what_was_said_before_the_end_however_late_it_is_read() {
+    let guest = guest();
+    let mut exec = guest.exec(command(&["head", "-c", "307200", "/dev/zero"])).await.expect("started");
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let mut length = 0;
+    loop {
+        match exec.next().await.expect("an event") {
+            Output::Exited { code, .. } => break assert_eq!(code, 0),
+            Output::Stdout(bytes) => length += bytes.len(),
+            Output::Stderr(bytes) => panic!("{bytes:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    assert_eq!(length, 307_200);
+}
+
+#[tokio::test]
+async fn a_background_child_that_goes_on_talking_does_not_hold_the_stream_open() {
+    let guest = guest();
+    let script = "(for i in $(seq 500); do echo more; sleep 0.02; done) & exit 5";
+    let mut exec = guest.exec(command(&["sh", "-c", script])).await.expect("started");
+    let (_, _, code, timed_out) =
+        tokio::time::timeout(Duration::from_secs(9), all(&mut exec)).await.expect("an end before the child's");
+    assert_eq!((code, timed_out), (5, false));
+}
+
+#[tokio::test]
+async fn a_restart_is_heeded_while_a_dead_programs_child_still_talks() {
+    let guest = guest();
+    let script = "trap '' TERM; (for i in $(seq 500); do echo more; sleep 0.02; done) & exit 4";
+    let request = SuperviseRequest { command: script.into(), grace_ms: 200, ..SuperviseRequest::default() };
+    let mut program = guest.supervise(request).await.expect("supervised");
+    let mut lives = 0;
+    let twice = async {
+        loop {
+            match program.next().await.expect("an event") {
+                SupervisedEvent::Started { .. } => lives += 1,
+                // The first word of a life is the child's: its parent has ended, or does so now.
+                SupervisedEvent::Stdout(_) if lives == 1 => {
+                    tokio::time::sleep(Duration::from_millis(60)).await;
+                    program.restart().await.expect("an order");
+                }
+                SupervisedEvent::Exited { code } if lives == 2 => return code,
+                _ => {}
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(Duration::from_secs(20), twice).await.expect("a second life"), 4);
+}
+
+#[tokio::test]
+async fn a_large_folder_is_listed_whole() {
+    let guest = guest();
+    let folder = tempfile::TempDir::new().expect("a folder");
+    for number in 0..12_000 {
+        let name = format!("{number:05}-{}", "n".repeat(100));
+        std::fs::write(folder.path().join(name), "").expect("a file");
+    }
+    let entries = guest.list(folder.path().to_str().expect("UTF-8")).await.expect("a listing");
+    assert_eq!(entries.len(), 12_000);
+    assert!(entries[11_999].name.starts_with("11999-"));
+    guest.ping().await.expect("the connection lives");
+}
+
+#[tokio::test]
 async fn a_terminal_has_the_size_it_was_given() {
     let guest = guest();
     let size = TerminalSize { rows: 33, cols: 101 };

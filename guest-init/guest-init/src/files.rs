@@ -34,7 +34,17 @@ fn entry(name: String, metadata: &fs::Metadata) -> DirEntry {
     }
 }
 
-pub(crate) fn list(path: &str) -> Outcome {
+/// The entries as one JSON array, through the flow control that output has: a folder may hold millions.
+pub(crate) fn list(stream: &Stream, path: &str) {
+    let listed = entries(path).and_then(|entries| {
+        let text = serde_json::to_vec(&entries).map_err(|error| failure(ErrorCode::Io, format!("{path}: {error}")))?;
+        stream.output_all(&text).map_err(|error| io_failure(path, &error))?;
+        Ok(Reply::Done)
+    });
+    stream.finish(listed);
+}
+
+fn entries(path: &str) -> Result<Vec<DirEntry>, GuestFailure> {
     let folder = absolute(path)?;
     let mut entries = Vec::new();
     for found in fs::read_dir(folder).map_err(|error| io_failure(path, &error))? {
@@ -45,13 +55,13 @@ pub(crate) fn list(path: &str) -> Outcome {
         }
     }
     entries.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Reply::Entries { entries })
+    Ok(entries)
 }
 
 pub(crate) fn stat(path: &str) -> Outcome {
     let metadata = fs::symlink_metadata(absolute(path)?).map_err(|error| io_failure(path, &error))?;
     let name = Path::new(path).file_name().map_or_else(|| "/".into(), |name| name.to_string_lossy().into_owned());
-    Ok(Reply::Entries { entries: vec![entry(name, &metadata)] })
+    Ok(Reply::Entry { entry: entry(name, &metadata) })
 }
 
 pub(crate) fn read(stream: &Stream, path: &str) {

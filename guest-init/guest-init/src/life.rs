@@ -24,6 +24,9 @@ use crate::wire::{Stream, wait};
 /// may hold them open for ever.
 const DRAIN: Duration = Duration::from_millis(100);
 
+/// A background child that goes on writing is listened to for this long.
+const LONG_DRAIN: Duration = Duration::from_secs(1);
+
 /// What to start.
 pub(crate) struct Program<'a> {
     pub(crate) argv: &'a [String],
@@ -40,6 +43,17 @@ pub(crate) struct Life {
     pending_input: Vec<u8>,
     outputs: Vec<(Kind, File)>,
     terminal: Option<OwnedFd>,
+    /// Its exit status, once it has ended.
+    exit: Option<i32>,
+}
+
+/// What a look at the outputs brought.
+#[derive(PartialEq, Eq)]
+enum Pumped {
+    Something,
+    Nothing,
+    /// The host has no room: nobody looked.
+    NoRoom,
 }
 
 /// Why [`Life::run`] returned.
@@ -82,6 +96,7 @@ impl Life {
             pending_input: Vec::new(),
             outputs: Vec::new(),
             terminal: None,
+            exit: None,
         };
         match program.terminal {
             Some(size) => life.with_terminal(&mut command, size)?,
@@ -125,15 +140,14 @@ impl Life {
     /// Carries input and output until the process has ended and its output is through, or an order ends the run.
     pub(crate) fn run(&mut self, stream: &Stream, rules: &Rules) -> Ended {
         let mut timed_out = false;
-        let mut exit: Option<i32> = None;
         let mut silent_since = Instant::now();
+        let mut drained_by = Instant::now();
         loop {
             stream.quiet();
-            if exit.is_none() {
-                exit = stream.next_exit();
-                if exit.is_some() {
-                    silent_since = Instant::now();
-                }
+            if self.exit.is_none() {
+                self.exit = stream.next_exit();
+                silent_since = Instant::now();
+                drained_by = silent_since + LONG_DRAIN;
             }
             while let Some(order) = stream.next_order() {
                 match order {
@@ -142,23 +156,28 @@ impl Life {
                     other => self.obey(&other),
                 }
             }
-            if exit.is_none() && !timed_out && rules.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if self.exit.is_none() && !timed_out && rules.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 timed_out = true;
                 self.signal(Signal::SIGKILL);
             }
-            if let Some(code) = exit
+            if let Some(code) = self.exit
                 && (self.outputs.is_empty() || stream.cancelled())
             {
                 return Ended::Exited { code, timed_out };
             }
             self.feed(stream);
-            let moved = self.pump(stream, exit.is_some().then(|| silent_since + DRAIN), rules.deadline);
-            match (moved, exit) {
-                (true, _) => silent_since = Instant::now(),
-                (false, Some(code)) if silent_since.elapsed() >= DRAIN && stream.room() > 0 => {
-                    return Ended::Exited { code, timed_out };
-                }
-                _ => {}
+            let pumped = self.pump(stream, self.exit.is_some().then(|| silent_since + DRAIN), rules.deadline);
+            let now = Instant::now();
+            match pumped {
+                Pumped::Something => silent_since = now,
+                Pumped::Nothing => {}
+                // What the host has no room for yet is not silence.
+                Pumped::NoRoom => (silent_since, drained_by) = (now, now + LONG_DRAIN),
+            }
+            if let Some(code) = self.exit
+                && (now >= silent_since + DRAIN || now >= drained_by)
+            {
+                return Ended::Exited { code, timed_out };
             }
         }
     }
@@ -215,8 +234,8 @@ impl Life {
         }
     }
 
-    /// Waits for something to do and reads output for which there is room. Says whether any arrived.
-    fn pump(&mut self, stream: &Stream, until: Option<Instant>, deadline: Option<Instant>) -> bool {
+    /// Waits for something to do and reads output for which there is room.
+    fn pump(&mut self, stream: &Stream, until: Option<Instant>, deadline: Option<Instant>) -> Pumped {
         let room = stream.room();
         let mut ready = Vec::new();
         {
@@ -237,7 +256,10 @@ impl Life {
             // A deadline that has passed was acted on; only the end of the process is awaited then.
             let patience = patience.map(|patience| if patience.is_zero() { DRAIN } else { patience });
             if wait(&mut descriptors, patience).is_err() {
-                return false;
+                return Pumped::Nothing;
+            }
+            if room == 0 {
+                return Pumped::NoRoom;
             }
             ready.extend(
                 descriptors[first_output..]
@@ -247,24 +269,40 @@ impl Life {
                     .map(|(i, _)| i),
             );
         }
-        let mut moved = false;
+        let mut pumped = Pumped::Nothing;
         let mut buffer = vec![0; room];
         for index in ready.into_iter().rev() {
-            let room = stream.room();
+            // Less than before, after another output; or more, if credit has come meanwhile.
+            let room = stream.room().min(buffer.len());
             if room == 0 {
                 break;
             }
             let (kind, pipe) = &mut self.outputs[index];
-            match pipe.read(&mut buffer[..room.min(room)]) {
+            match pipe.read(&mut buffer[..room]) {
                 // EIO is how a terminal says that its other end is closed.
                 Ok(0) | Err(_) => drop(self.outputs.remove(index)),
                 Ok(length) => {
                     let _ = stream.output(*kind, &buffer[..length]);
-                    moved = true;
+                    pumped = Pumped::Something;
                 }
             }
         }
-        moved
+        pumped
+    }
+
+    /// Whatever it started in its group goes with it.
+    pub(crate) fn end_group(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// What is still in the pipes, as far as there is room.
+    fn pass_on_the_rest(&mut self, stream: &Stream) {
+        let until = Instant::now() + DRAIN;
+        while !self.outputs.is_empty() && stream.room() > 0 && Instant::now() < until {
+            if self.pump(stream, Some(until), None) != Pumped::Something {
+                return;
+            }
+        }
     }
 
     /// SIGTERM, grace, SIGKILL; waits for the end. Output of these last moments is passed on as far as there is room.
@@ -274,9 +312,11 @@ impl Life {
         self.stdin = None;
         loop {
             stream.quiet();
-            if let Some(code) = stream.next_exit() {
-                // Whatever it started in its group goes with it.
-                self.signal(Signal::SIGKILL);
+            // It may have ended before it was asked to.
+            self.exit = self.exit.or_else(|| stream.next_exit());
+            if let Some(code) = self.exit {
+                self.end_group();
+                self.pass_on_the_rest(stream);
                 return code;
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {

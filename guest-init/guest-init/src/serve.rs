@@ -186,7 +186,7 @@ fn run(services: &Arc<Services>, stream: &Arc<Stream>, request: Request) {
         }
         Request::Read { path } => return files::read(stream, &path),
         Request::Write { path, mode, parents } => files::write(InputReader::new(stream), &path, mode, parents),
-        Request::List { path } => files::list(&path),
+        Request::List { path } => return files::list(stream, &path),
         Request::Stat { path } => files::stat(&path),
         Request::MakeDir { path, mode, parents } => files::make_dir(&path, mode, parents),
         Request::Remove { path, recursive } => files::remove(&path, recursive),

@@ -32,6 +32,8 @@ fn supervise(services: &Services, stream: &Arc<Stream>, request: &SuperviseReque
         stream.reply(&Reply::Started { pid }, false);
         let again = match life.run(stream, &Rules { deadline: None, supervised: true }) {
             Ended::Exited { code, .. } => {
+                // A next life must not meet what is left of this one.
+                life.end_group();
                 stream.reply(&Reply::Exited { code, timed_out: false }, false);
                 // How long to wait before the next life is the host's to say.
                 wait_for_order(stream)

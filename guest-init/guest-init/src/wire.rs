@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use guest_protocol::{
-    Control, DATA_CHUNK_BYTES, ErrorCode, GuestFailure, Header, INITIAL_CREDIT, Kind, Reply, StreamId,
+    Control, DATA_CHUNK_BYTES, ErrorCode, GuestFailure, Header, INITIAL_CREDIT, Kind, MAX_BODY_BYTES, Reply, StreamId,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::EventFd;
@@ -209,7 +209,12 @@ impl Stream {
     }
 
     pub(crate) fn reply(&self, reply: &Reply, last: bool) {
-        let body = serde_json::to_vec(reply).unwrap_or_default();
+        let mut body = serde_json::to_vec(reply).unwrap_or_default();
+        if body.len() > MAX_BODY_BYTES as usize {
+            // The host would end the connection over it.
+            let failed = Reply::Failed(failure(ErrorCode::Io, "the answer is too long"));
+            body = serde_json::to_vec(&failed).unwrap_or_default();
+        }
         if last {
             lock(&self.wire.streams).remove(&self.id);
         }

@@ -32,9 +32,9 @@ pub enum Request {
     /// With `replace`, entries of `root` that the archive lacks are removed too, except `keep` (names at
     /// any depth, such as `node_modules`). → `Synced`.
     Sync { root: String, delete: Vec<String>, replace: bool, keep: Vec<String> },
-    /// → `Entries`.
+    /// → a JSON array of [`DirEntry`] as `Output`, then `Done`.
     List { path: String },
-    /// The record of `path` itself; a symbolic link is not followed. → `Entries` with one element.
+    /// The record of `path` itself; a symbolic link is not followed. → `Entry`.
     Stat { path: String },
     /// → `File`, then the content as `Output`, then `Done`. Follows links; regular files only.
     Read { path: String },
@@ -185,8 +185,8 @@ pub enum Reply {
         code: i32,
         timed_out: bool,
     },
-    Entries {
-        entries: Vec<DirEntry>,
+    Entry {
+        entry: DirEntry,
     },
     File {
         size: u64,
@@ -242,6 +242,8 @@ pub enum ErrorCode {
     NotEmpty,
     Permission,
     NoSpace,
+    /// More than can be told.
+    TooLarge,
     /// The host cancelled, or stopped sending.
     Aborted,
     /// Anything else the kernel said.

@@ -124,7 +124,7 @@ fn guest_error(error: guest_client::GuestError) -> SandboxError {
         ErrorCode::NotEmpty => (Kind::FsNotEmpty, "directory not empty: "),
         ErrorCode::Permission => (Kind::FsPermission, "permission denied: "),
         ErrorCode::Aborted => (Kind::FsChannelAborted, "fs channel aborted: "),
-        ErrorCode::NoSpace | ErrorCode::Io => (Kind::FsIo, "fs i/o error: "),
+        ErrorCode::NoSpace | ErrorCode::TooLarge | ErrorCode::Io => (Kind::FsIo, "fs i/o error: "),
     };
     SandboxError::new(kind, format!("{prefix}{}", failure.message))
 }

@@ -1,7 +1,6 @@
 //! What a worker's VM is made of: from an entry of config.yaml to a boot request and a command.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use daemon_api::WorkerError;
@@ -10,6 +9,7 @@ use oci::ImageConfig;
 
 use crate::boot_error::BootError;
 use crate::machine::{BootRequest, GATEWAY, Network, Scratch, Watch as Progress};
+use crate::worker::disk;
 use crate::worker::project::{self, Plan};
 use crate::worker::provision;
 use crate::worker::store::{self, Entry, EntrySource};
@@ -78,9 +78,12 @@ impl Job {
         let image = host.machines.resolve(self.image()).map_err(|error| bad(error.to_string()))?;
         let rootfs = host.machines.image(&image, progress).await.map_err(|error| bad(error.explain()))?;
         let folder = host.folder(&entry.name);
-        let disk = folder.join("scratch.ext4");
-        keep_disk(&folder, &disk, &rootfs.digest.to_string()).map_err(|error| WorkerError::Internal {
-            message: format!("could not prepare {}: {error}", folder.display()),
+        let disk = disk::keep(&folder, &rootfs.digest.to_string()).map_err(|error| WorkerError::Spawn {
+            worker: entry.name.clone(),
+            step: "vm".into(),
+            reason: format!("could not prepare {}: {error}", folder.display()),
+            exit_code: None,
+            last_words: Vec::new(),
         })?;
         let (cpus, memory_mib) = match self {
             Self::Local { plan, .. } => (plan.cpus, plan.memory_mib),
@@ -174,19 +177,6 @@ fn is_simple(command: &str) -> bool {
         && !first.is_empty()
 }
 
-/// The disk holds what was written over one image; over another it would make no sense.
-fn keep_disk(folder: &Path, disk: &Path, image: &str) -> std::io::Result<()> {
-    fs::create_dir_all(folder)?;
-    let mark = folder.join("image");
-    if fs::read_to_string(&mark).is_ok_and(|before| before == image) {
-        return Ok(());
-    }
-    if disk.exists() {
-        fs::remove_file(disk)?;
-    }
-    fs::write(mark, image)
-}
-
 /// A worker's name as a host name: letters, digits and dashes, at most 63.
 fn hostname(worker: &str) -> String {
     let name: String = worker.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
@@ -209,18 +199,6 @@ mod tests {
         ] {
             assert_eq!(is_simple(command), simple, "{command}");
         }
-    }
-
-    #[test]
-    fn a_disk_is_kept_for_one_image_only() {
-        let folder = tempfile::TempDir::new().expect("a folder");
-        let disk = folder.path().join("disk");
-        keep_disk(folder.path(), &disk, "sha256:a").expect("kept");
-        fs::write(&disk, "data").expect("written");
-        keep_disk(folder.path(), &disk, "sha256:a").expect("kept");
-        assert!(disk.exists());
-        keep_disk(folder.path(), &disk, "sha256:b").expect("kept");
-        assert!(!disk.exists());
     }
 
     #[test]

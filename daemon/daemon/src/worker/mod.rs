@@ -6,6 +6,7 @@
 //!          watch ─ changes ─► process ◄──┴──► provision ─► guest
 //! ```
 
+mod disk;
 mod job;
 mod lock;
 mod logs;
@@ -48,7 +49,8 @@ pub(crate) struct DaemonConfig {
 
 /// Serves `worker::*` and runs the workers of config.yaml until `stop`; then none of them runs.
 pub(crate) async fn run(config: DaemonConfig, machines: Arc<Machines>, client: Client, stop: CancellationToken) {
-    let host = Arc::new(Host { machines, client: client.clone(), engine_port: config.engine_port });
+    let project = disk::project_key(&config.project_root);
+    let host = Arc::new(Host { machines, client: client.clone(), engine_port: config.engine_port, project });
     let workers = Arc::new(Workers::new(host, config.project_root, config.config_file));
     functions::register_worker(&client, &workers);
     while !stop.is_cancelled() {

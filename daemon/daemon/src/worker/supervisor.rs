@@ -48,16 +48,18 @@ pub(crate) struct Host {
     pub(crate) machines: Arc<Machines>,
     pub(crate) client: Client,
     pub(crate) engine_port: u16,
+    /// [`disk::project_key`]
+    pub(crate) project: String,
 }
 
 impl Host {
     /// Where a worker's disk is, and what else is kept of it.
     pub(crate) fn folder(&self, worker: &str) -> PathBuf {
-        self.machines.home().workers().join(worker)
+        self.machines.home().workers().join(&self.project).join(worker)
     }
 
     pub(crate) fn logs(&self, worker: &str) -> PathBuf {
-        self.machines.home().logs().join(worker)
+        self.machines.home().logs().join(&self.project).join(worker)
     }
 
     /// How many functions the worker has registered over a connection made at or after `since_ms`.

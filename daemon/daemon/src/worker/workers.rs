@@ -1,7 +1,8 @@
 //! All workers of a project: those that are declared, and those that run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::machine::BootProgress;
+use crate::worker::disk;
 use crate::worker::lock;
 use crate::worker::manifest::check_name;
 use crate::worker::project;
@@ -60,6 +62,8 @@ pub(crate) struct Added {
     pub(crate) warnings: Vec<String>,
     /// `None` for a built-in worker.
     pub(crate) handle: Option<Arc<Handle>>,
+    /// Nothing was kept of a worker of this name before.
+    fresh: bool,
 }
 
 /// A source that was understood.
@@ -225,6 +229,7 @@ impl Workers {
         if existing.is_some() {
             self.wipe(&entry.name)?;
         }
+        let fresh = !self.host.folder(&entry.name).exists();
         let _ = fs::remove_file(self.stopped_mark(&entry.name));
         self.known().insert(entry.name.clone(), entry.clone());
         if let Err(error) = self.store.put(&entry) {
@@ -233,7 +238,7 @@ impl Workers {
         }
         let handle = (entry.source != EntrySource::Builtin).then(|| self.launch(entry));
         let status = if existing.is_some() { "replaced" } else { "installed" };
-        Ok(Added { name: wanted.name, status, warnings: wanted.warnings, handle })
+        Ok(Added { name: wanted.name, status, warnings: wanted.warnings, handle, fresh })
     }
 
     fn understand(&self, source: &Source) -> Result<Wanted, WorkerError> {
@@ -309,8 +314,11 @@ impl Workers {
         }
         self.halt(&added.name).await;
         self.known().remove(&added.name);
-        let removed =
-            self.store.remove(std::slice::from_ref(&added.name)).and_then(|()| self.wipe(&added.name).map(|_| ()));
+        // A disk that was there before this addition is not part of it.
+        let removed = self.store.remove(std::slice::from_ref(&added.name)).and_then(|()| match added.fresh {
+            true => self.wipe(&added.name).map(|_| ()),
+            false => Ok(()),
+        });
         if let Err(error) = removed {
             warn!(worker = added.name, %error, "what was installed could not be removed");
         }
@@ -319,14 +327,10 @@ impl Workers {
     /// Removes what is kept of a worker besides its entry and logs; returns how many bytes that were.
     fn wipe(&self, name: &str) -> Result<u64, WorkerError> {
         let folder = self.host.folder(name);
-        let bytes = size(&folder);
-        match fs::remove_dir_all(&folder) {
-            Ok(()) => Ok(bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
-            Err(error) => {
-                Err(WorkerError::Internal { message: format!("could not remove {}: {error}", folder.display()) })
-            }
-        }
+        disk::wipe(&folder).map_err(|error| match error.kind() {
+            ErrorKind::ResourceBusy => WorkerError::AlreadyRunning { name: name.to_owned(), pid: None },
+            _ => WorkerError::Internal { message: format!("could not remove {}: {error}", folder.display()) },
+        })
     }
 
     /// Removes the entries of `names`, or of all workers of ours, and ends them. Their disks stay.
@@ -360,9 +364,7 @@ impl Workers {
         let _lock = lock::take(&self.root)?;
         let entry = self.store.find(name)?.ok_or_else(|| WorkerError::NotFound { name: name.to_owned() })?;
         if entry.source == EntrySource::Builtin {
-            return Err(WorkerError::Registry {
-                message: format!("`{name}` is part of the engine, and runs when the engine does"),
-            });
+            return Err(part_of_engine(name));
         }
         let _ = fs::remove_file(self.stopped_mark(name));
         if let Some(handle) = self.handle(name) {
@@ -381,8 +383,12 @@ impl Workers {
     pub(crate) async fn stop(&self, name: &str) -> Result<bool, WorkerError> {
         valid(name)?;
         let _lock = lock::take(&self.root)?;
-        if self.store.find(name)?.is_none() && self.handle(name).is_none() {
+        let entry = self.store.find(name)?;
+        if entry.is_none() && self.handle(name).is_none() {
             return Err(WorkerError::NotFound { name: name.to_owned() });
+        }
+        if entry.is_some_and(|entry| entry.source == EntrySource::Builtin) {
+            return Err(part_of_engine(name));
         }
         let folder = self.host.folder(name);
         let marked = fs::create_dir_all(&folder).and_then(|()| fs::write(self.stopped_mark(name), engine_id()));
@@ -396,9 +402,11 @@ impl Workers {
     pub(crate) async fn clear(&self, names: &[String], all: bool) -> Result<u64, WorkerError> {
         let _lock = lock::take(&self.root)?;
         let names: Vec<String> = if all {
-            let folders = fs::read_dir(self.host.machines.home().workers()).into_iter().flatten().flatten();
+            let folders = [self.host.folder(""), self.host.logs("")].map(|folder| fs::read_dir(folder).into_iter());
+            let folders = folders.into_iter().flatten().flatten().flatten();
             let found = folders.filter_map(|entry| entry.file_name().into_string().ok());
-            found.filter(|name| self.handle(name).is_none()).collect()
+            let found: BTreeSet<String> = found.filter(|name| self.handle(name).is_none()).collect();
+            found.into_iter().collect()
         } else {
             names.to_vec()
         };
@@ -409,7 +417,7 @@ impl Workers {
                 return Err(WorkerError::AlreadyRunning { name: name.clone(), pid: handle.report.borrow().pid });
             }
             let logs = self.host.logs(name);
-            bytes += self.wipe(name)? + size(&logs);
+            bytes += self.wipe(name)? + disk::size(&logs);
             let _ = fs::remove_dir_all(logs);
         }
         Ok(bytes)
@@ -429,17 +437,17 @@ fn oci_name(reference: &str) -> String {
     last.split(':').next().unwrap_or(last).to_owned()
 }
 
-/// Which engine this daemon belongs to.
+/// Which engine this daemon belongs to: its pid, which a container may give to each engine anew, and when it started.
 fn engine_id() -> String {
-    std::env::var("III_ENGINE_PID").unwrap_or_else(|_| "none".into())
+    let pid = std::env::var("III_ENGINE_PID").unwrap_or_else(|_| "none".into());
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may hold anything; the start time is the 20th field after it.
+    let started = stat.rsplit_once(')').and_then(|(_, fields)| fields.split_whitespace().nth(19)).unwrap_or("unknown");
+    format!("{pid} {started}")
 }
 
-/// Bytes on disk, holes not counted.
-fn size(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(metadata) = path.symlink_metadata() else { return 0 };
-    let below = || fs::read_dir(path).into_iter().flatten().flatten().map(|entry| size(&entry.path())).sum::<u64>();
-    if metadata.is_dir() { below() } else { metadata.blocks() * 512 }
+fn part_of_engine(name: &str) -> WorkerError {
+    WorkerError::Registry { message: format!("`{name}` is part of the engine: it runs when the engine does") }
 }
 
 #[cfg(test)]
