@@ -19,6 +19,7 @@ mod commands;
 mod connection;
 mod failure;
 mod progress;
+mod stdin;
 mod terminal;
 
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ use crate::failure::Failure;
 type Outcome = Result<u8, Failure>;
 
 fn main() -> ExitCode {
+    // `iii … | head` ends us as it ends other programs: by a signal, not by an error about printing.
+    sigpipe::reset();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {

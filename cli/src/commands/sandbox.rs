@@ -1,10 +1,8 @@
 //! `iii worker sandbox create`, `exec`, `run`, `list` and `stop`: thin clients of `sandbox::*`.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use engine_client::{ChannelReader, ChannelRef, Client, Item};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,12 +13,13 @@ use crate::clean::line;
 use crate::commands::{LONG, SHORT, print_json};
 use crate::connection::Connection;
 use crate::failure::Failure;
+use crate::stdin;
 
 const TIMED_OUT: u8 = 124;
 const INTERRUPTED: u8 = 130;
 
-/// Longest standard input that is passed on: it travels inside the request.
-const MAX_STDIN_BYTES: u64 = 8 * 1024 * 1024;
+/// Messages in flight on the channel of standard input.
+const STDIN_BUFFER: u16 = 16;
 
 async fn boot(connection: &Connection, arguments: &SandboxCreate) -> Result<Value, Failure> {
     let env: Value = arguments.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -55,10 +54,11 @@ pub(crate) async fn exec(arguments: SandboxExec) -> Outcome {
 
 pub(crate) async fn run(arguments: SandboxRun) -> Outcome {
     let connection = Connection::open(&arguments.create.to.address).await?;
-    let answer = boot(&connection, &arguments.create).await?;
-    let id = answer["sandbox_id"].as_str().unwrap_or_default().to_owned();
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(|error| Failure::new(format!("signals cannot be watched: {error}")))?;
+    // Ctrl-C meanwhile is heeded when it is there: only then can it be stopped.
+    let answer = boot(&connection, &arguments.create).await?;
+    let id = answer["sandbox_id"].as_str().unwrap_or_default().to_owned();
     let work = run_in(&connection, &id, &arguments.command, json!([]), arguments.timeout);
     let outcome = tokio::select! {
         outcome = work => outcome,
@@ -84,8 +84,8 @@ async fn run_in(
     if let Some(timeout) = timeout {
         request["timeout_ms"] = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).into();
     }
-    if let Some(text) = stdin()? {
-        request["stdin"] = text.into();
+    if let Some(channel) = stdin(connection.client()).await? {
+        request["stdin"] = json!(channel);
     }
     let answer = connection.ask("sandbox::exec", &request, LONG).await?;
     let end = |name: &str| -> Result<ChannelRef, Failure> {
@@ -108,19 +108,23 @@ async fn run_in(
     }
 }
 
-/// What is piped into this process, base64; `None` from a terminal.
-fn stdin() -> Result<Option<String>, Failure> {
+/// A channel that carries what is piped into this process; `None` from a terminal. The program does not wait for its end.
+async fn stdin(client: &Client) -> Result<Option<ChannelRef>, Failure> {
     if std::io::stdin().is_terminal() {
         return Ok(None);
     }
-    let mut bytes = Vec::new();
-    let failed = |error: std::io::Error| Failure::new(format!("standard input could not be read: {error}"));
-    std::io::stdin().take(MAX_STDIN_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_STDIN_BYTES {
-        return Err(Failure::new(format!("standard input is longer than {MAX_STDIN_BYTES} bytes"))
-            .hint("copy it in with `iii worker sandbox upload` and read it there"));
-    }
-    Ok((!bytes.is_empty()).then(|| STANDARD.encode(&bytes)))
+    let pair = client.create_channel(STDIN_BUFFER).await?;
+    let mut writer = client.open_writer(&pair.writer).await?;
+    tokio::spawn(async move {
+        let mut typed = stdin::read();
+        while let Some(bytes) = typed.recv().await {
+            if writer.send(Item::Binary(bytes)).await.is_err() {
+                return;
+            }
+        }
+        let _ = writer.close().await;
+    });
+    Ok(Some(pair.reader))
 }
 
 async fn exit_status(client: &Client, channel: &ChannelRef) -> Result<Value, Failure> {

@@ -1,25 +1,28 @@
 //! `iii worker exec`: a program in a worker's VM, as if it ran here.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 use bytes::Bytes;
 use daemon_api::worker::{Exec, ExecChannels, ExecEnd, ExecOrder, STDERR};
 use engine_client::{CallError, ChannelReader, ChannelWriter, Item};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::Outcome;
 use crate::arguments;
 use crate::commands::SHORT;
 use crate::connection::Connection;
 use crate::failure::Failure;
+use crate::stdin;
 use crate::terminal::{self, Raw};
-
-/// Of standard input, at once.
-const CHUNK_BYTES: usize = 32 * 1024;
 
 const SIGINT: i32 = 2;
 const SIGKILL: i32 = 9;
+
+/// How long the last order may take.
+const LAST_ORDER: Duration = Duration::from_secs(1);
 
 const TIMED_OUT: u8 = 124;
 const INTERRUPTED: u8 = 130;
@@ -41,6 +44,7 @@ pub(crate) async fn run(arguments: arguments::Exec) -> Outcome {
     };
     let channels: ExecChannels = connection.call("worker::exec", &request, SHORT).await?;
     let input = connection.client().open_writer(&channels.input).await?;
+    let control = connection.client().open_writer(&channels.control).await?;
     let output = connection.client().open_reader(&channels.output).await?;
     let raw = if interactive {
         Some(Raw::enter().map_err(|error| Failure::new(format!("the terminal cannot be made raw: {error}")))?)
@@ -49,9 +53,11 @@ pub(crate) async fn run(arguments: arguments::Exec) -> Outcome {
     };
     // With pipes, a terminal on standard input is nobody's input: its end comes at once.
     let reads_stdin = interactive || !stdin_is_terminal;
-    let session = tokio::spawn(speak(input, interactive, reads_stdin));
+    let typing = tokio::spawn(send_input(input, reads_stdin.then(stdin::read)));
+    let orders = tokio::spawn(send_orders(control, interactive));
     let end = listen(output).await;
-    session.abort();
+    typing.abort();
+    orders.abort();
     drop(raw);
     match end? {
         ExecEnd::Exit { timed_out: true, .. } => {
@@ -82,7 +88,8 @@ async fn listen(mut output: ChannelReader) -> Result<ExecEnd, Failure> {
     }
 }
 
-/// Its bytes are the data asked for: they are passed on as they are. A reader of ours that has left is not told of.
+/// Its bytes are the data asked for: they are passed on as they are. A reader of ours that has left ends us
+/// (SIGPIPE), and with us the program.
 async fn write(bytes: Bytes) {
     let _ = tokio::task::spawn_blocking(move || {
         let body = &bytes[1..];
@@ -96,73 +103,45 @@ async fn write(bytes: Bytes) {
     .await;
 }
 
-/// Sends standard input, window sizes and signals. Ends when the engine does not take them any more.
-async fn speak(mut input: ChannelWriter, interactive: bool, reads_stdin: bool) {
+/// Sends standard input, and its end.
+async fn send_input(mut input: ChannelWriter, typed: Option<mpsc::Receiver<Bytes>>) {
+    if let Some(mut typed) = typed {
+        while let Some(bytes) = typed.recv().await {
+            if input.send(Item::Binary(bytes)).await.is_err() {
+                // The program has ended, or reads no more; what it prints is still coming.
+                return;
+            }
+        }
+    }
+    let _ = input.close().await;
+}
+
+/// Sends window sizes and signals, for as long as it runs: its end kills the program.
+async fn send_orders(mut control: ChannelWriter, interactive: bool) {
     let (Ok(mut resized), Ok(mut interrupted)) = (signal(SignalKind::window_change()), signal(SignalKind::interrupt()))
     else {
         return;
     };
-    let mut typed = reads_stdin.then(read_stdin);
-    if typed.is_none() && order(&mut input, ExecOrder::Eof(true)).await.is_err() {
-        return;
-    }
     let mut interrupts = 0;
     loop {
         let sent = tokio::select! {
-            bytes = next(&mut typed) => match bytes {
-                Some(bytes) => input.send(Item::Binary(bytes)).await,
-                None => {
-                    typed = None;
-                    order(&mut input, ExecOrder::Eof(true)).await
-                }
-            },
-            _ = resized.recv(), if interactive => order(&mut input, ExecOrder::Resize(terminal::size())).await,
+            _ = resized.recv(), if interactive => order(&mut control, ExecOrder::Resize(terminal::size())).await,
             _ = interrupted.recv() => {
                 interrupts += 1;
                 if interrupts > 1 {
                     // Killed there; here nobody waits for it any longer.
-                    let _ = order(&mut input, ExecOrder::Signal(SIGKILL)).await;
+                    let _ = timeout(LAST_ORDER, order(&mut control, ExecOrder::Signal(SIGKILL))).await;
                     std::process::exit(i32::from(INTERRUPTED));
                 }
-                order(&mut input, ExecOrder::Signal(SIGINT)).await
+                order(&mut control, ExecOrder::Signal(SIGINT)).await
             }
         };
         if sent.is_err() {
-            // The program has ended, or will not hear more; what it prints is still coming.
             std::future::pending::<()>().await;
         }
     }
 }
 
-async fn order(input: &mut ChannelWriter, order: ExecOrder) -> Result<(), CallError> {
-    input.send(Item::Text(serde_json::to_string(&order).unwrap_or_default())).await
-}
-
-async fn next(typed: &mut Option<mpsc::Receiver<Bytes>>) -> Option<Bytes> {
-    match typed {
-        Some(typed) => typed.recv().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// A thread of its own: a read of standard input cannot be cut short.
-fn read_stdin() -> mpsc::Receiver<Bytes> {
-    let (sender, receiver) = mpsc::channel(4);
-    std::thread::spawn(move || {
-        let mut stdin = std::io::stdin().lock();
-        let mut buffer = vec![0; CHUNK_BYTES];
-        loop {
-            match stdin.read(&mut buffer) {
-                Ok(0) => return,
-                Ok(length) => {
-                    if sender.blocking_send(Bytes::copy_from_slice(&buffer[..length])).is_err() {
-                        return;
-                    }
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) => return,
-            }
-        }
-    });
-    receiver
+async fn order(control: &mut ChannelWriter, order: ExecOrder) -> Result<(), CallError> {
+    control.send(Item::Text(serde_json::to_string(&order).unwrap_or_default())).await
 }

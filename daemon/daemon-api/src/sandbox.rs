@@ -45,8 +45,8 @@ pub struct Exec {
     pub cmd: Option<String>,
     pub args: Option<Vec<String>>,
     pub argv: Option<Vec<String>>,
-    /// Base64.
-    pub stdin: Option<String>,
+    /// Base64, or the reading end of a channel.
+    pub stdin: Option<Input>,
     pub env: Option<Env>,
     /// Default 300000.
     pub timeout_ms: Option<u64>,
@@ -70,6 +70,15 @@ pub struct ExecResult {
     /// Only of `sandbox::run` with `keep_sandbox`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sandbox_id: Option<String>,
+}
+
+/// What a command reads.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Input {
+    Base64(String),
+    #[schemars(with = "serde_json::Value")]
+    Channel(ChannelRef),
 }
 
 /// Answer to `sandbox::exec` with `stream`.

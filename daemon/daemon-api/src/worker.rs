@@ -233,9 +233,10 @@ pub struct SchemaOf {
 
 /// `worker::exec`: a program in a worker's VM, its streams through two channels.
 ///
-/// Of the channel `input`, binary messages are standard input; text messages are JSON: `{"resize":{"rows","cols"}}`,
-/// `{"signal":n}`, `{"eof":true}`. Of `output`, binary messages start with a byte, 1 for standard output and 2 for
-/// standard error; the last message is text: `{"exit":{"code","timed_out"}}` or `{"error":{...}}`.
+/// What is sent on the channel `input` is standard input, and its end is the end of file. On `control`, messages are
+/// JSON texts: `{"resize":{"rows","cols"}}`, `{"signal":n}`; they do not wait for input that the program has not read,
+/// and when this channel ends the program is killed. Of `output`, binary messages start with a byte, 1 for standard
+/// output and 2 for standard error; the last message is text: `{"exit":{"code","timed_out"}}` or `{"error":{...}}`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Exec {
     pub name: String,
@@ -258,16 +259,16 @@ pub struct TerminalSize {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExecChannels {
     pub input: ChannelRef,
+    pub control: ChannelRef,
     pub output: ChannelRef,
 }
 
-/// A text message on the input channel.
+/// A message on the control channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ExecOrder {
     Resize(TerminalSize),
     Signal(i32),
-    Eof(bool),
 }
 
 /// The last message on the output channel.

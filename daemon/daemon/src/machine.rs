@@ -22,8 +22,8 @@ use oci::{Digest, ImageConfig, ImageRef, Refresh, Rootfs, Store};
 use tracing::debug;
 use uuid::Uuid;
 use vmm::{
-    AccelChoice, Egress, GatewayPort, HostTarget, MemoryMib, NetworkSpec, ROOT_DISK_BYTES, VcpuCount, Vm, VmEvent,
-    VmExit, VmSpec,
+    AccelChoice, Egress, GatewayPort, HostTarget, MemoryMib, NetworkSpec, ROOT_DISK_BYTES, TemplateUse, VcpuCount, Vm,
+    VmEvent, VmExit, VmSpec,
 };
 
 use crate::boot_error::BootError;
@@ -170,12 +170,12 @@ impl Machines {
         let vcpus = VcpuCount::new(request.vcpus).map_err(|error| BootError::Limit { what: error.to_string() })?;
         progress(BootProgress::Booting);
         let size = (memory, vcpus);
-        let use_template = env::var_os("III_NO_TEMPLATE").is_none();
-        match self.attempt(&request, &rootfs, size, use_template, progress).await {
+        let template = if env::var_os("III_NO_TEMPLATE").is_none() { TemplateUse::Clone } else { TemplateUse::Never };
+        match self.attempt(&request, &rootfs, size, template, progress).await {
             Err(Failed { error, restored: true }) => {
                 let message = format!("a clone of the template did not come up, booting instead: {}", error.explain());
                 progress(BootProgress::Warning(message));
-                self.attempt(&request, &rootfs, size, false, progress).await
+                self.attempt(&request, &rootfs, size, TemplateUse::Discard, progress).await
             }
             other => other,
         }
@@ -188,7 +188,7 @@ impl Machines {
         request: &BootRequest,
         rootfs: &Rootfs,
         (memory, vcpus): (MemoryMib, VcpuCount),
-        use_template: bool,
+        template: TemplateUse,
         progress: Watch<'_>,
     ) -> Result<Machine, Failed> {
         let begun = Instant::now();
@@ -207,7 +207,7 @@ impl Machines {
             root_disk: rootfs.path.clone(),
             scratch_disk,
             network: self.network(&request.network),
-            use_template,
+            template,
         };
         let identity = self.identity(request, &rootfs.config)?;
         let prepared = begun.elapsed();

@@ -28,7 +28,8 @@ pub(crate) fn enter(root: &Disk, scratch: Option<&Disk>) -> Result<(), GuestFail
         fs::create_dir_all(folder).map_err(|error| io_failure(format!("create {folder}"), &error))?;
     }
     step("mount the overlay", || {
-        let layers = "lowerdir=/lower,upperdir=/scratch/upper,workdir=/scratch/work";
+        // With redirects, a directory of the image can be renamed; without, that is a copy of all that is in it.
+        let layers = "lowerdir=/lower,upperdir=/scratch/upper,workdir=/scratch/work,redirect_dir=on";
         Ok(mount(Some("root"), "/root.new", Some("overlay"), MsFlags::empty(), Some(layers))?)
     })?;
     for folder in ["dev", "proc", "sys"] {

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use guest_client::{Guest, Output};
 use guest_protocol::{Disk, ExecFile, ExecRequest, Identity, Network};
 use tempfile::TempDir;
-use vmm::{AccelChoice, Egress, GatewayPort, HostTarget, MemoryMib, NetworkSpec, VcpuCount, Vm, VmEvent, VmSpec};
+use vmm::{
+    AccelChoice, Egress, GatewayPort, HostTarget, MemoryMib, NetworkSpec, TemplateUse, VcpuCount, Vm, VmEvent, VmSpec,
+};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(100, 96, 0, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(100, 96, 0, 2);
@@ -87,7 +89,7 @@ pub(crate) async fn boot(recipe: &Recipe<'_>) -> (Machine, Duration) {
         root_disk: recipe.root.map_or_else(|| blank("root", vmm::ROOT_DISK_BYTES), Path::to_owned),
         scratch_disk: scratch,
         network,
-        use_template: recipe.clone,
+        template: if recipe.clone { TemplateUse::Clone } else { TemplateUse::Never },
     };
     let start = Instant::now();
     let (mut vm, channel) = Vm::spawn(&spec, &program("iii-vm")).await.expect("iii-vm starts");

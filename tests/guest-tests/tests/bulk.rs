@@ -207,3 +207,23 @@ fn a_guest_with_network_reaches_no_loopback_port_of_the_host() {
     assert_eq!(answer["stdout"], expected, "{answer}");
     drop(server);
 }
+
+#[test]
+fn a_run_may_bring_more_than_a_mebibyte_of_code_and_files() {
+    let rig = Rig::builder().sandboxes().start();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let client = Client::connect(ClientConfig { url: rig.url(), name: "bulk".into(), description: None });
+        client.connected(PATIENCE).await.expect("connected");
+        let text = "y".repeat(60_000);
+        let files: Vec<Value> = (0..30).map(|n| json!({ "path": format!("/data/{n}"), "content": text })).collect();
+        let code = "import os\nprint(sum(os.path.getsize('/data/' + n) for n in os.listdir('/data')))\n".to_owned()
+            + &format!("# {}", "z".repeat(1_500_000));
+        let request = json!({ "image": "python", "files": files, "code": code });
+        let answer = call(&client, "sandbox::run", request).await;
+        assert_eq!(answer["stdout"], "1800000\n", "{answer}");
+        let request = json!({ "image": "python", "code": "", "files": [{ "path": "/dev/null/x", "content": "" }] });
+        let error = client.call("sandbox::run", &request, PATIENCE).await.expect_err("no such folder can be made");
+        assert!(format!("{error:?}").contains("fs::write (/dev/null/x)"), "{error:?}");
+    });
+}

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use test_rig::{Rig, wait_gone};
+use test_rig::{Rig, eventually, wait_gone};
 
 fn create(rig: &Rig, request: &Value) -> String {
     let answer = rig.call("sandbox::create", request);
@@ -223,4 +224,37 @@ fn bad_requests_are_refused_by_code_and_value() {
         assert_eq!(code(&error), wanted, "{function} {request}: {error}");
         assert!(error["message"].as_str().unwrap_or("").contains(named), "{function} {request}: {error}");
     }
+}
+
+#[test]
+fn a_command_does_not_wait_for_the_end_of_our_standard_input() {
+    let rig = Rig::builder().sandboxes().start();
+    let id = create(&rig, &json!({ "image": "python" }));
+    let port = rig.port().to_string();
+    let mut command = rig.iii_command(&["worker", "sandbox", "exec", "--port", &port, &id, "--", "echo", "hello"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("iii starts");
+    // Held open until the command has ended.
+    let _stdin = child.stdin.take();
+    let status = eventually(Duration::from_secs(60), || child.try_wait().ok().flatten());
+    let _ = child.kill();
+    assert!(status.is_some_and(|status| status.success()), "{status:?}");
+    let piped = rig
+        .iii_command(&["worker", "sandbox", "exec", "--port", &port, &id, "--", "sh", "-c", "wc -c; exit 4"])
+        .stdin(std::fs::File::open("/proc/self/exe").expect("a file"))
+        .output()
+        .expect("iii starts");
+    let length = fs::metadata("/proc/self/exe").expect("a file").len();
+    assert_eq!((String::from_utf8_lossy(&piped.stdout).trim(), piped.status.code()), (&*length.to_string(), Some(4)));
+}
+
+#[test]
+fn a_large_folder_is_listed_and_the_sandbox_lives_on() {
+    let rig = Rig::builder().sandboxes().start();
+    let id = create(&rig, &json!({ "image": "python" }));
+    let make = "import os\nos.mkdir('/many')\nfor n in range(12000): open(f'/many/{n:05}-' + 'n' * 90, 'w')";
+    let made = exec(&rig, &id, &["python3", "-c", make]);
+    assert_eq!(made["exit_code"], 0, "{made}");
+    let listed = rig.call("sandbox::fs::ls", &json!({ "sandbox_id": id, "path": "/many" }));
+    assert_eq!(listed["entries"].as_array().map(Vec::len), Some(12_000));
+    assert_eq!(exec(&rig, &id, &["echo", "alive"])["stdout"], "alive\n");
 }

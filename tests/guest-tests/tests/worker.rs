@@ -93,6 +93,32 @@ fn exec_passes_streams_and_status_through() {
         rig.iii(&["worker", "exec", "--port", &port, "bare", "--", "sh", "-c", "uname -s; echo oops >&2; exit 3"]);
     assert_eq!((answer.status, answer.stdout.as_str()), (3, "Linux\n"), "{answer:?}");
     assert!(answer.stderr.contains("oops"), "{answer:?}");
+    let iii = rig.iii_command(&["worker", "exec", "--port", &port, "bare", "--"]);
+    let (program, arguments) = (iii.get_program().to_owned(), iii.get_args().map(ToOwned::to_owned));
+    let words: Vec<String> =
+        std::iter::once(program).chain(arguments).map(|word| word.to_string_lossy().into_owned()).collect();
+    let shell = |script: &str| {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", script]).stdin(std::process::Stdio::null()).env("III_HOME", rig.home());
+        test_rig::Answer::of(&mut command)
+    };
+    let exec = words.join(" ");
+    // Who reads no more ends the program.
+    let answer = shell(&format!("{exec} yes | head -n 1"));
+    assert_eq!((answer.status, answer.stdout.as_str()), (0, "y\n"), "{answer:?}");
+    let gone = eventually(PATIENCE, || {
+        let answer = rig.iii(&["worker", "exec", "--port", &port, "bare", "--", "pgrep", "-x", "yes"]);
+        (answer.status != 0).then_some(())
+    });
+    assert!(gone.is_some(), "`yes` runs on");
+    // Input of any length, and a signal that does not wait behind it.
+    let answer = shell(&format!("head -c 5000000 /dev/zero | {exec} wc -c"));
+    assert_eq!(answer.stdout.trim(), "5000000", "{answer:?}");
+    let answer = shell(&format!(
+        "yes | {exec} sh -c 'trap \"exit 9\" INT; echo up; while :; do sleep 0.1; done' > up.txt & \
+         pid=$!; while ! grep -q up up.txt; do sleep 0.1; done; sleep 1; kill -INT $pid; wait $pid"
+    ));
+    assert_eq!(answer.status, 9, "{answer:?}");
     let answer = rig.iii(&["worker", "exec", "--port", &port, "bare", "--", "no-such-program"]);
     assert_eq!(answer.status, 127, "{answer:?}");
     let answer = rig.iii(&["worker", "exec", "--port", &port, "--timeout", "500ms", "bare", "--", "sleep", "60"]);

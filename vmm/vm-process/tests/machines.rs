@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use vmm::{AccelChoice, MemoryMib, VcpuCount, Vm, VmEvent, VmExit, VmSpec};
+use vmm::{AccelChoice, MemoryMib, TemplateUse, VcpuCount, Vm, VmEvent, VmExit, VmSpec};
 
 const III_VM: &str = env!("CARGO_BIN_EXE_iii-vm");
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ fn spec(folder: &Path, name: &str) -> VmSpec {
         root_disk: disk("root", vmm::ROOT_DISK_BYTES),
         scratch_disk: disk("scratch", vmm::SCRATCH_DISK_BYTES),
         network: None,
-        use_template: true,
+        template: TemplateUse::Clone,
         run_dir,
     }
 }

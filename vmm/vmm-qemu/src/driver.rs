@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use vmm::{AccelChoice, VmEvent, VmExit, VmSpec};
+use vmm::{AccelChoice, TemplateUse, VmEvent, VmExit, VmSpec};
 
 use crate::arguments::{Accel, HostEnds, Shape, Start, arguments};
 use crate::error::{QemuError, at};
@@ -84,7 +84,15 @@ impl<'a> Driver<'a> {
     /// # Errors
     /// [`QemuError`] when neither a restore nor a cold boot is possible.
     pub fn start(self, wires: Wires, since: Instant, report: &mut dyn FnMut(VmEvent)) -> Result<Running, QemuError> {
-        let restored = if self.spec.use_template { self.clone_template(&wires, report)? } else { None };
+        let restored = match self.spec.template {
+            TemplateUse::Clone => self.clone_template(&wires, report)?,
+            TemplateUse::Never => None,
+            TemplateUse::Discard => {
+                let name = Key::new(&self.program, &self.kit, &self.shape)?.name()?;
+                Templates::open(&self.spec.template_dir)?.remove(&name);
+                None
+            }
+        };
         let (running, restored) = match restored {
             Some(running) => (running, true),
             None => (self.boot(&wires)?, false),

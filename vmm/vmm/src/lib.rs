@@ -18,5 +18,5 @@ mod sys;
 pub use process::{SpawnError, Vm, VmEvent, VmExit};
 pub use spec::{
     AccelChoice, Egress, GatewayPort, HostTarget, MemoryMib, MemoryTooSmall, NetworkSpec, ROOT_DISK_BYTES,
-    SCRATCH_DISK_BYTES, VcpuCount, VcpuCountInvalid, VmSpec,
+    SCRATCH_DISK_BYTES, TemplateUse, VcpuCount, VcpuCountInvalid, VmSpec,
 };

@@ -33,8 +33,19 @@ pub struct VmSpec {
     pub scratch_disk: PathBuf,
     /// `None`: the network device exists (a template has one) but nobody answers on it.
     pub network: Option<NetworkSpec>,
-    /// `false`: boot this VM cold even where a template could be restored.
-    pub use_template: bool,
+    pub template: TemplateUse,
+}
+
+/// How a VM comes to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TemplateUse {
+    /// Restored from a template, which is made where there is none; booted where that fails.
+    Clone,
+    /// Booted.
+    Never,
+    /// Booted, and the template thrown away: a clone of it did not come up.
+    Discard,
 }
 
 /// `auto` takes KVM when the probe ran guest instructions on it, else software emulation.

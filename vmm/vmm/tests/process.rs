@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vmm::{AccelChoice, MemoryMib, VcpuCount, Vm, VmEvent, VmExit, VmSpec};
+use vmm::{AccelChoice, MemoryMib, TemplateUse, VcpuCount, Vm, VmEvent, VmExit, VmSpec};
 
 struct Pretend {
     folder: tempfile::TempDir,
@@ -35,7 +35,7 @@ impl Pretend {
             root_disk: nowhere(),
             scratch_disk: nowhere(),
             network: None,
-            use_template: true,
+            template: TemplateUse::Clone,
         }
     }
 

@@ -3,14 +3,18 @@
 use std::sync::Arc;
 
 use daemon_api::SandboxError;
-use daemon_api::sandbox::{Create, Run};
+use daemon_api::sandbox::{Create, ExecResult, Run, RunFile};
 use guest_protocol::ExecFile;
 use serde_json::{Value, json};
 
-use crate::functions::sandbox_exec::{Job, buffered, timeout};
+use crate::functions::guest_error;
+use crate::functions::sandbox_exec::{Job, Stdin, buffered, timeout};
 use crate::sandbox::{Activity, Sandboxes, environment, stdin};
 
 const FILE_MODE: u32 = 0o644;
+
+/// Longer code is written first: a request to a guest is one frame, of at most 1 MiB as JSON.
+const MAX_WITH_COMMAND: usize = 128 * 1024;
 
 pub(crate) async fn call(sandboxes: Arc<Sandboxes>, request: Run) -> Result<Value, SandboxError> {
     let job = job(&sandboxes, &request)?;
@@ -25,22 +29,40 @@ pub(crate) async fn call(sandboxes: Arc<Sandboxes>, request: Run) -> Result<Valu
         env: None,
     };
     let id = sandboxes.create(&create).await.map_err(|error| in_step("create", "", error))?.to_string();
-    let outcome = run(&sandboxes, &id, job).await;
+    let outcome = run(&sandboxes, &id, job, &request.files.unwrap_or_default()).await;
     if !keep {
         // On success and on failure alike; what goes wrong here is for the log.
         let _ = sandboxes.stop(&id, false).await;
     }
-    let mut result = outcome.map_err(|error| in_step("exec", if keep { &id } else { "" }, error))?;
+    let mut result = outcome.map_err(|(step, error)| in_step(&step, if keep { &id } else { "" }, error))?;
     result.sandbox_id = keep.then_some(id);
     serde_json::to_value(result).map_err(|error| SandboxError::invalid(error.to_string()))
 }
 
-async fn run(sandboxes: &Arc<Sandboxes>, id: &str, job: Job) -> Result<daemon_api::sandbox::ExecResult, SandboxError> {
-    let seat = sandboxes.enter(id, Activity::Exec)?;
-    seat.during(buffered(&seat, job)).await
+/// On failure, with the name of the step.
+async fn run(
+    sandboxes: &Arc<Sandboxes>,
+    id: &str,
+    mut job: Job,
+    files: &[RunFile],
+) -> Result<ExecResult, (String, SandboxError)> {
+    let in_exec = |error| ("exec".to_owned(), error);
+    let seat = sandboxes.enter(id, Activity::Exec).map_err(in_exec)?;
+    let with_command = job.files.iter().map(|file| file.content.len()).sum::<usize>() <= MAX_WITH_COMMAND;
+    let first: Vec<ExecFile> = if with_command { Vec::new() } else { std::mem::take(&mut job.files) };
+    let files = files.iter().map(|file| (&file.path, &file.content));
+    for (path, content) in files.chain(first.iter().map(|file| (&file.path, &file.content))) {
+        let writing = async {
+            let mut writer = seat.guest().write(path, FILE_MODE, true).await.map_err(guest_error)?;
+            writer.write(content.as_bytes()).await.map_err(guest_error)?;
+            writer.finish().await.map_err(guest_error)
+        };
+        seat.during(writing).await.map_err(|error| (format!("fs::write ({path})"), error))?;
+    }
+    seat.during(buffered(&seat, job)).await.map_err(in_exec)
 }
 
-/// Files travel with the command: one request, and the program finds them all.
+/// The code travels with the command, where it is short enough: one request less.
 fn job(sandboxes: &Sandboxes, request: &Run) -> Result<Job, SandboxError> {
     let lang = request.lang.as_deref().unwrap_or(match request.image.as_str() {
         "python" => "python",
@@ -53,18 +75,13 @@ fn job(sandboxes: &Sandboxes, request: &Run) -> Result<Job, SandboxError> {
         "shell" | "sh" | "bash" => ("/bin/sh", "/tmp/run.sh"),
         other => (other, "/tmp/run.txt"),
     };
-    let siblings = request.files.iter().flatten();
-    let mut files: Vec<ExecFile> = siblings
-        .map(|file| ExecFile { path: file.path.clone(), mode: FILE_MODE, content: file.content.clone() })
-        .collect();
-    files.push(ExecFile { path: path.into(), mode: FILE_MODE, content: request.code.clone() });
     Ok(Job {
         argv: vec![interpreter.to_owned(), path.to_owned()],
         env: environment(request.env.as_ref())?,
-        stdin: stdin(request.stdin.as_deref())?,
+        stdin: stdin(request.stdin.as_deref())?.map(Stdin::Bytes),
         timeout_ms: timeout(sandboxes, request.timeout_ms),
         workdir: request.workdir.clone(),
-        files,
+        files: vec![ExecFile { path: path.into(), mode: FILE_MODE, content: request.code.clone() }],
     })
 }
 

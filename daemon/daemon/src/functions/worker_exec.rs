@@ -1,13 +1,19 @@
 //! `worker::exec`: a program in a worker's VM, interactive if need be.
 //!
-//! The answer comes at once, with two channels; everything else goes through them, as fast as each side takes it.
+//! The answer comes at once, with three channels; everything else goes through them, as fast as each side takes it.
+//!
+//! ```text
+//! caller ── input ──────► standard input, as the program reads it
+//!        ── control ────► signals, sizes; its end kills the program
+//!        ◄── output ─────  what it prints, and its end
+//! ```
 
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use daemon_api::WorkerError;
 use daemon_api::worker::{Exec, ExecChannels, ExecEnd, ExecOrder, STDERR, STDOUT};
-use engine_client::{CallError, ChannelReader, ChannelRef, ChannelWriter, Client, Item};
+use engine_client::{CallError, ChannelReader, ChannelWriter, Client, Item};
 use guest_client::{Exec as Running, GuestError, Input, Output};
 use guest_protocol::{Control, ExecRequest, TerminalSize};
 use serde_json::Value;
@@ -41,9 +47,9 @@ pub(crate) async fn call(workers: Arc<Workers>, request: Exec) -> Result<Value, 
     let channels =
         Channels::open(client).await.map_err(|error| WorkerError::Internal { message: error.to_string() })?;
     let running = guest.exec(exec).await.map_err(|error| guest_error(&worker, &error))?;
-    let answer = ExecChannels { input: channels.their_input, output: channels.their_output };
-    tokio::spawn(carry(worker, running, channels.input, channels.output));
-    serde_json::to_value(answer).map_err(|error| WorkerError::Internal { message: error.to_string() })
+    let answer = serde_json::to_value(&channels.theirs);
+    tokio::spawn(carry(worker, running, channels));
+    answer.map_err(|error| WorkerError::Internal { message: error.to_string() })
 }
 
 fn guest_error(worker: &str, error: &GuestError) -> WorkerError {
@@ -56,45 +62,49 @@ fn guest_error(worker: &str, error: &GuestError) -> WorkerError {
     }
 }
 
-/// Our ends of the two channels, and the caller's.
+/// Our ends of the channels, and the caller's.
 struct Channels {
     input: ChannelReader,
+    control: ChannelReader,
     output: ChannelWriter,
-    their_input: ChannelRef,
-    their_output: ChannelRef,
+    theirs: ExecChannels,
 }
 
 impl Channels {
     async fn open(client: &Client) -> Result<Self, CallError> {
-        let (input, output) =
-            (client.create_channel(CHANNEL_BUFFER).await?, client.create_channel(CHANNEL_BUFFER).await?);
+        let input = client.create_channel(CHANNEL_BUFFER).await?;
+        let control = client.create_channel(CHANNEL_BUFFER).await?;
+        let output = client.create_channel(CHANNEL_BUFFER).await?;
         Ok(Self {
             input: client.open_reader(&input.reader).await?,
+            control: client.open_reader(&control.reader).await?,
             output: client.open_writer(&output.writer).await?,
-            their_input: input.writer,
-            their_output: output.reader,
+            theirs: ExecChannels { input: input.writer, control: control.writer, output: output.reader },
         })
     }
 }
 
-/// Carries both directions until the program has ended, or the caller has left: then it is killed.
-async fn carry(worker: String, mut running: Running, input: ChannelReader, mut output: ChannelWriter) {
+/// Carries everything until the program has ended, or the caller has left: then it is killed.
+async fn carry(worker: String, mut running: Running, channels: Channels) {
+    let Channels { input, control, mut output, .. } = channels;
     let stdin = tokio::spawn(feed(running.input(), input));
-    let end = loop {
-        match running.next().await {
-            Ok(Output::Stdout(bytes)) => {
-                if output.send(marked(STDOUT, &bytes)).await.is_err() {
-                    break None;
-                }
+    let orders = obey(running.input(), control);
+    let printing = async {
+        loop {
+            let message = match running.next().await {
+                Ok(Output::Stdout(bytes)) => marked(STDOUT, &bytes),
+                Ok(Output::Stderr(bytes)) => marked(STDERR, &bytes),
+                Ok(Output::Exited { code, timed_out }) => return Some(ExecEnd::Exit { code, timed_out }),
+                Err(error) => return Some(ExecEnd::Error(guest_error(&worker, &error).into_body())),
+            };
+            if output.send(message).await.is_err() {
+                return None;
             }
-            Ok(Output::Stderr(bytes)) => {
-                if output.send(marked(STDERR, &bytes)).await.is_err() {
-                    break None;
-                }
-            }
-            Ok(Output::Exited { code, timed_out }) => break Some(ExecEnd::Exit { code, timed_out }),
-            Err(error) => break Some(ExecEnd::Error(guest_error(&worker, &error).into_body())),
         }
+    };
+    let end = tokio::select! {
+        end = printing => end,
+        () = orders => None,
     };
     stdin.abort();
     match end.as_ref().and_then(|end| serde_json::to_string(end).ok()) {
@@ -103,7 +113,8 @@ async fn carry(worker: String, mut running: Running, input: ChannelReader, mut o
                 let _ = output.close().await;
             }
         }
-        None => debug!(worker, "the reader of a program's output has left, the program is killed"),
+        // Dropping it kills it.
+        None => debug!(worker, "the caller has left, the program is killed"),
     }
 }
 
@@ -114,35 +125,39 @@ fn marked(mark: u8, bytes: &[u8]) -> Item {
     Item::Binary(message.freeze())
 }
 
-/// The caller's input and orders. A caller who leaves without an end of file kills the program.
+/// The caller's input. Its orderly end is the program's end of file; whoever breaks off has left, and `obey` hears it.
 async fn feed(to: Input, mut from: ChannelReader) {
     while let Some(item) = from.next().await {
-        let done = match item {
-            Ok(Item::Binary(bytes)) => write(&to, &bytes).await,
-            Ok(Item::Text(text)) => match serde_json::from_str(&text) {
-                Ok(ExecOrder::Resize(size)) => {
-                    to.control(Control::Resize(TerminalSize { rows: size.rows, cols: size.cols })).await
-                }
-                Ok(ExecOrder::Signal(signal)) => to.control(Control::Signal { signal }).await,
-                Ok(ExecOrder::Eof(_)) => to.close().await,
-                Err(error) => {
-                    debug!(%error, "an order that makes no sense");
-                    Ok(())
-                }
-            },
-            Err(_) => break,
+        let bytes = match item {
+            Ok(Item::Binary(bytes)) => bytes,
+            Ok(Item::Text(text)) => text.into(),
+            Err(_) => return,
         };
-        if done.is_err() {
-            return;
+        match to.write(&bytes).await {
+            // It has closed its input, or ended: what it prints still matters.
+            Ok(()) | Err(GuestError::Closed) => {}
+            Err(_) => return,
         }
     }
-    let _ = to.control(Control::Stop).await;
+    let _ = to.close().await;
 }
 
-async fn write(to: &Input, bytes: &Bytes) -> Result<(), GuestError> {
-    match to.write(bytes).await {
-        // It has closed its input, or ended: what it prints still matters.
-        Err(GuestError::Closed) => Ok(()),
-        other => other,
+/// The caller's orders, until the caller leaves.
+async fn obey(to: Input, mut from: ChannelReader) {
+    while let Some(Ok(item)) = from.next().await {
+        let Item::Text(text) = item else { continue };
+        let obeyed = match serde_json::from_str(&text) {
+            Ok(ExecOrder::Resize(size)) => {
+                to.control(Control::Resize(TerminalSize { rows: size.rows, cols: size.cols })).await
+            }
+            Ok(ExecOrder::Signal(signal)) => to.control(Control::Signal { signal }).await,
+            Err(error) => {
+                debug!(%error, "an order that makes no sense");
+                Ok(())
+            }
+        };
+        if obeyed.is_err() {
+            return;
+        }
     }
 }

@@ -39,7 +39,10 @@ struct Sandbox {
     idle: Duration,
     created: Instant,
     used: Mutex<Instant>,
+    /// Commands that run.
     busy: AtomicU32,
+    /// Commands and file transfers.
+    seats: AtomicU32,
     /// Cancelled when the sandbox is stopped: whoever works in it fails at once.
     stopped: CancellationToken,
     machine: tokio::sync::Mutex<Option<Machine>>,
@@ -121,6 +124,7 @@ impl Sandboxes {
             created: Instant::now(),
             used: Mutex::new(Instant::now()),
             busy: AtomicU32::new(0),
+            seats: AtomicU32::new(0),
             stopped: CancellationToken::new(),
             machine: tokio::sync::Mutex::new(Some(machine)),
             _place: place,
@@ -178,6 +182,7 @@ impl Sandboxes {
                 return Err(SandboxError::new(Kind::ConcurrentExec, message));
             }
         }
+        sandbox.seats.fetch_add(1, Ordering::Relaxed);
         sandbox.touch();
         Ok(Seat { sandbox, exec })
     }
@@ -306,8 +311,8 @@ impl Sandbox {
 
     fn is_idle(&self) -> bool {
         let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        // A command in flight is use, however long it takes.
-        self.busy.load(Ordering::Relaxed) == 0 && used.elapsed() > self.idle
+        // A command or a transfer in flight is use, however long it takes.
+        self.seats.load(Ordering::Relaxed) == 0 && used.elapsed() > self.idle
     }
 }
 
@@ -337,6 +342,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.sandbox.touch();
+        self.sandbox.seats.fetch_sub(1, Ordering::Relaxed);
         if self.exec {
             self.sandbox.busy.fetch_sub(1, Ordering::Relaxed);
         }

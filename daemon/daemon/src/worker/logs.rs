@@ -146,10 +146,15 @@ pub(crate) struct Tail {
     pub(crate) position: u64,
 }
 
-/// The last `count` lines, at most those of the last MiB; or, with `after`, those written since that position.
+/// The last `count` lines, as far back as a reader looks; or, with `after`, the first `count` of those written since
+/// that position.
 pub(crate) fn tail(folder: &Path, output: Output, count: usize, after: Option<u64>, raw: bool) -> Tail {
-    read_tail(&folder.join(output.file()), count, after, raw)
-        .unwrap_or(Tail { lines: Vec::new(), position: after.unwrap_or(0) })
+    let path = folder.join(output.file());
+    match after {
+        None => latest(&path, count, raw),
+        Some(after) => since(&path, count, after, raw),
+    }
+    .unwrap_or(Tail { lines: Vec::new(), position: after.unwrap_or(0) })
 }
 
 /// Where both files end.
@@ -157,32 +162,77 @@ pub(crate) fn positions(stdout: &Tail, stderr: &Tail) -> Positions {
     Positions { stdout: stdout.position, stderr: stderr.position }
 }
 
-fn read_tail(path: &Path, count: usize, after: Option<u64>, raw: bool) -> io::Result<Tail> {
+fn older(path: &Path) -> PathBuf {
+    path.with_extension("log.1")
+}
+
+/// At most [`TAIL_BYTES`] of a file from `from`, and the file's length.
+fn read_from(path: &Path, from: impl FnOnce(u64) -> u64) -> io::Result<(Vec<u8>, u64)> {
     let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
     let length = file.metadata()?.len();
-    // A file that is shorter than it was is a new one.
-    let from = after.filter(|after| *after <= length).unwrap_or(0).max(length.saturating_sub(TAIL_BYTES));
-    let whole = from == 0 || Some(from) == after;
-    file.seek(SeekFrom::Start(from))?;
+    file.seek(SeekFrom::Start(from(length)))?;
     let mut bytes = Vec::new();
     file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-    let mut lines: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
-    let mut position = from + bytes.len() as u64;
-    if after.is_some()
-        && let Some(last) = lines.pop_if(|last| !last.ends_with(b"\n"))
-    {
-        // The rest of an unfinished line is for the next look.
-        position -= last.len() as u64;
+    Ok((bytes, length))
+}
+
+fn text(line: &[u8], raw: bool) -> Option<String> {
+    if raw {
+        return Some(String::from_utf8_lossy(line).trim_end_matches(['\n', '\r']).to_owned());
     }
-    if !whole && !lines.is_empty() {
-        lines.remove(0);
-    }
-    let text = |line: &[u8]| {
-        if raw { String::from_utf8_lossy(line).trim_end_matches(['\n', '\r']).to_owned() } else { printable(line) }
+    Some(printable(line)).filter(|line| !line.is_empty())
+}
+
+fn latest(path: &Path, count: usize, raw: bool) -> io::Result<Tail> {
+    let end_of = |path: &Path| read_from(path, |length| length.saturating_sub(TAIL_BYTES));
+    let (bytes, length) = end_of(path)?;
+    let cut = |bytes: &[u8], is_whole: bool| -> Vec<String> {
+        let lines = bytes.split_inclusive(|byte| *byte == b'\n').skip(usize::from(!is_whole));
+        lines.filter_map(|line| text(line, raw)).collect()
     };
-    let lines: Vec<String> = lines.into_iter().map(text).filter(|line| raw || !line.is_empty()).collect();
+    let mut lines = cut(&bytes, length <= TAIL_BYTES);
+    if lines.len() < count
+        && length <= TAIL_BYTES
+        && let Ok((before, length)) = end_of(&older(path))
+    {
+        let mut both = cut(&before, length <= TAIL_BYTES);
+        both.append(&mut lines);
+        lines = both;
+    }
     let skip = lines.len().saturating_sub(count);
-    Ok(Tail { lines: lines.into_iter().skip(skip).collect(), position })
+    Ok(Tail { lines: lines.into_iter().skip(skip).collect(), position: length })
+}
+
+fn since(path: &Path, count: usize, after: u64, raw: bool) -> io::Result<Tail> {
+    let (bytes, length) = read_from(path, |_| after)?;
+    if after <= length {
+        return Ok(whole_lines(&bytes, count, after, raw));
+    }
+    // A file that is shorter than it was is a new one; what was not read of the old one comes first.
+    let (rest, old_length) = read_from(&older(path), |_| after).unwrap_or_default();
+    let mut tail = whole_lines(&rest, count, after, raw);
+    if tail.position >= old_length || rest.is_empty() {
+        let (bytes, _) = read_from(path, |_| 0)?;
+        let new = whole_lines(&bytes, count - tail.lines.len(), 0, raw);
+        tail.lines.extend(new.lines);
+        tail.position = new.position;
+    }
+    Ok(tail)
+}
+
+/// At most `count` lines, and the position behind them. The rest of an unfinished line is for the next look.
+fn whole_lines(bytes: &[u8], count: usize, from: u64, raw: bool) -> Tail {
+    let mut tail = Tail { lines: Vec::new(), position: from };
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        // A line longer than one look is cut.
+        let is_finished = line.ends_with(b"\n") || line.len() as u64 == TAIL_BYTES;
+        if !is_finished || tail.lines.len() == count {
+            break;
+        }
+        tail.position += line.len() as u64;
+        tail.lines.extend(text(line, raw));
+    }
+    tail
 }
 
 /// One line without escape sequences, control characters and spinners; what a carriage return overwrote is gone.
@@ -258,6 +308,34 @@ mod tests {
         log.write(Output::Stdout, b" now\n");
         assert_eq!(tail(&path, Output::Stdout, 100, Some(since.position), false).lines, ["unfinished now"]);
         assert_eq!(log.last_words().last().map(String::as_str), Some("unfinished now"));
+    }
+
+    #[test]
+    fn following_loses_nothing_however_much_is_said_at_once_and_over_a_new_file() {
+        let folder = TempDir::new().expect("a folder");
+        let log = Log::open(folder.path().to_owned());
+        let mut position = 0;
+        let mut heard = Vec::new();
+        let listen = |position: &mut u64, heard: &mut Vec<String>, looks: usize| {
+            for _ in 0..looks {
+                let look = tail(folder.path(), Output::Stdout, 1000, Some(*position), false);
+                *position = look.position;
+                heard.extend(look.lines);
+            }
+        };
+        let filler = "x".repeat(1000);
+        for number in 0..20_000 {
+            log.write(Output::Stdout, format!("{number} {filler}\n").as_bytes());
+            if number % 3000 == 0 {
+                listen(&mut position, &mut heard, 4);
+            }
+        }
+        listen(&mut position, &mut heard, 20);
+        let numbers: Vec<usize> =
+            heard.iter().map(|line| line.split(' ').next().expect("a word").parse().expect("a number")).collect();
+        assert_eq!(numbers.len(), 20_000);
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1));
+        assert!(tail(folder.path(), Output::Stdout, 5000, None, false).lines.len() > 1000);
     }
 
     #[test]

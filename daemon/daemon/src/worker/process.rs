@@ -50,6 +50,8 @@ pub(crate) enum Next {
 #[derive(Default)]
 struct Life {
     started: Option<Started>,
+    /// When it was asked for: a connection that is older is an earlier life's.
+    asked_ms: u64,
     /// When to start it again.
     again: Option<Instant>,
     /// We asked for its end.
@@ -70,8 +72,8 @@ impl Process<'_> {
         let failed = |error: GuestError| self.supervisor.guest_failure("start", &error);
         self.supervisor.log.new_chapter();
         self.supervisor.say(Phase::Starting, "starting its process");
+        let mut life = Life { asked_ms: unix_ms(), ..Life::default() };
         let mut program = self.guest.supervise(self.command.clone()).await.map_err(failed)?;
-        let mut life = Life::default();
         let mut pause = FIRST_PAUSE;
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -82,7 +84,7 @@ impl Process<'_> {
                     SupervisedEvent::Stderr(bytes) => self.supervisor.log.write(Output::Stderr, &bytes),
                     SupervisedEvent::Started { .. } => {
                         let now = Instant::now();
-                        life.started = Some(Started { at: now, at_ms: unix_ms(), seen: None, looked: now, ready: false });
+                        life.started = Some(Started { at: now, at_ms: life.asked_ms, seen: None, looked: now, ready: false });
                         self.supervisor.say(Phase::Starting, "its process runs, and has not connected to the engine yet");
                     }
                     SupervisedEvent::Exited { code } => {
@@ -101,6 +103,7 @@ impl Process<'_> {
                     life.again = None;
                     self.supervisor.log.new_chapter();
                     self.supervisor.change(|report| report.restarts += 1);
+                    life.asked_ms = unix_ms();
                     program.restart().await.map_err(failed)?;
                 }
                 _ = look.tick(), if life.started.is_some() => {
@@ -115,6 +118,7 @@ impl Process<'_> {
                         life.again = None;
                         pause = FIRST_PAUSE;
                         self.supervisor.log.new_chapter();
+                        life.asked_ms = unix_ms();
                         program.restart().await.map_err(failed)?;
                     }
                     Heeded::Next(next) => {

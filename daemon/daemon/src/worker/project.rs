@@ -8,6 +8,8 @@ use std::path::Path;
 
 use daemon_api::worker::Verdict;
 
+use vmm::{MemoryMib, VcpuCount};
+
 use crate::worker::manifest::{self, Manifest, Reading};
 
 /// What a local worker is to be.
@@ -168,6 +170,21 @@ fn plan(reading: Reading, found: Option<Kind>, folder: Option<&str>) -> (Option<
         let example = folder.map(|folder| format!(", such as `name: {folder}`")).unwrap_or_default();
         verdict.errors.push(format!("missing required field `name`{example}"));
     }
+    // A folder's name is not always one.
+    if let Some(Err(reason)) = name.as_deref().map(manifest::check_name) {
+        let problem = format!(
+            "`{}` is no worker name: {reason}; write `name: …` in {}",
+            name.as_deref().unwrap_or(""),
+            manifest::FILE
+        );
+        verdict.errors.push(problem);
+    }
+    if let Err(error) = MemoryMib::new(memory_mib) {
+        verdict.errors.push(format!("`resources.memory`: {error}"));
+    }
+    if let Err(error) = VcpuCount::new(cpus) {
+        verdict.errors.push(format!("`resources.cpus`: {error}"));
+    }
     let inferred = start.is_none();
     let start = start.or_else(|| kind.map(|kind| kind.start().to_owned()));
     if start.is_none() {
@@ -232,6 +249,22 @@ mod tests {
         assert!(errors[0].contains("missing required field `name`"), "{errors:?}");
         let idle = folder(&[("iii.worker.yaml", "name: a")]);
         assert!(read(idle.path()).1.errors[0].contains("scripts.start"));
+    }
+
+    #[test]
+    fn what_no_vm_can_be_is_refused_before_anything_is_added() {
+        for (resources, word) in [("memory: 64", "resources.memory"), ("cpus: 65", "resources.cpus")] {
+            let text = format!("name: a\nscripts: {{start: x}}\nresources: {{{resources}}}");
+            let project = folder(&[("iii.worker.yaml", &text)]);
+            let errors = read(project.path()).1.errors;
+            assert!(errors.len() == 1 && errors[0].contains(word), "{errors:?}");
+        }
+        let parent = folder(&[]);
+        let odd = parent.path().join("my app");
+        fs::create_dir(&odd).expect("a folder");
+        fs::write(odd.join("package.json"), "{}").expect("written");
+        let errors = read(&odd).1.errors;
+        assert!(errors[0].contains("`my app` is no worker name"), "{errors:?}");
     }
 
     #[test]
