@@ -332,10 +332,12 @@ impl<R: Read> Tarball<R> {
     }
 
     fn skip_rest(&mut self) -> Result<(), TarError> {
-        let rest = self.body.saturating_add(self.padding);
+        let (body, padding) = (self.body, self.padding);
+        let rest = body.saturating_add(padding);
         let skipped = io::copy(&mut (&mut self.input).take(rest), &mut io::sink())?;
         (self.body, self.padding) = (0, 0);
-        if skipped < rest { Err(TarError::Truncated("a member".into())) } else { Ok(()) }
+        // Some writers leave out what follows the last member's data; nothing is missing then.
+        if skipped < body { Err(TarError::Truncated("a member".into())) } else { Ok(()) }
     }
 }
 
@@ -437,6 +439,21 @@ mod tests {
         assert!(check_segments(&segments(&[(0, 16)]), 15, 16).is_none());
         assert!(check_segments(&segments(&[(u64::MAX, 1)]), u64::MAX, 1).is_none());
         assert!(check_segments(&segments(&[(0, 5)]), 15, 4).is_none());
+    }
+
+    #[test]
+    fn what_follows_the_last_data_may_be_missing_and_the_data_may_not() {
+        let mut header = Header::new_gnu();
+        header.set_path("a").unwrap();
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(5);
+        header.set_cksum();
+        let cut = [header.as_bytes().as_slice(), b"12345"].concat();
+        assert_eq!(read_all(&cut).unwrap(), 5);
+        assert!(matches!(read_all(&cut[..cut.len() - 1]), Err(TarError::Truncated(_))));
     }
 
     /// Reads all members with their data, as a merge does.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::processes::eventually;
+use crate::rig::shared_home;
 
 /// Debian's docker-registry with throw-away data.
 pub struct TestRegistry {
@@ -75,13 +76,33 @@ impl TestRegistry {
         fs::write(folder.join("bin/sh"), content).expect("a file");
         let layout = folder.join("layout");
         let image = format!("{}:latest", layout.display());
-        let umoci = |arguments: &[&str]| {
-            let output = Command::new("umoci").args(arguments).output().expect("umoci is installed (./setup test)");
-            assert!(output.status.success(), "umoci {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        };
         umoci(&["init", "--layout", &layout.display().to_string()]);
         umoci(&["new", "--image", &image]);
         umoci(&["insert", "--rootless", "--image", &image, &folder.join("bin").display().to_string(), "/bin"]);
+        self.push(&layout, name)
+    }
+
+    /// Pushes the base image `python` with `files` in `/app`, and `command` as its entry point there.
+    ///
+    /// # Panics
+    /// When the base image is not built, or `umoci` or `skopeo` is not installed.
+    #[must_use]
+    pub fn push_worker(&self, name: &str, files: &[(&str, &str)], command: &[&str]) -> String {
+        let folder = self.data.path().join("worker-image");
+        let app = folder.join("app");
+        fs::create_dir_all(&app).expect("a folder");
+        for (path, content) in files {
+            fs::write(app.join(path), content).expect("a file");
+        }
+        let layout = folder.join("layout");
+        let base = shared_home().join("lib/images/python").canonicalize().expect("the base image (make images)");
+        let copied = Command::new("cp").arg("-r").arg(base).arg(&layout).status();
+        assert!(copied.is_ok_and(|status| status.success()), "the base image cannot be copied");
+        let image = format!("{}:latest", layout.display());
+        umoci(&["insert", "--rootless", "--image", &image, &app.display().to_string(), "/app"]);
+        let mut configure = vec!["config", "--image", &image, "--config.workingdir", "/app"];
+        configure.extend(command.iter().flat_map(|word| ["--config.entrypoint", word]));
+        umoci(&configure);
         self.push(&layout, name)
     }
 
@@ -113,6 +134,11 @@ impl TestRegistry {
         }
         found
     }
+}
+
+fn umoci(arguments: &[&str]) {
+    let output = Command::new("umoci").args(arguments).output().expect("umoci is installed (./setup test)");
+    assert!(output.status.success(), "umoci {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Sixteen random bytes, from the kernel.
