@@ -206,6 +206,7 @@ impl Machines {
             accel: accel_from_env(),
             root_disk: rootfs.path.clone(),
             scratch_disk,
+            scratch_is_kept: matches!(request.scratch, Scratch::Persistent(_)),
             network: self.network(&request.network),
             template,
         };

@@ -88,6 +88,7 @@ pub(crate) async fn boot(recipe: &Recipe<'_>) -> (Machine, Duration) {
         accel: AccelChoice::Auto,
         root_disk: recipe.root.map_or_else(|| blank("root", vmm::ROOT_DISK_BYTES), Path::to_owned),
         scratch_disk: scratch,
+        scratch_is_kept: false,
         network,
         template: if recipe.clone { TemplateUse::Clone } else { TemplateUse::Never },
     };

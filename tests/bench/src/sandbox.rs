@@ -11,6 +11,7 @@ use crate::report::{Report, Samples};
 
 const ROUNDS: usize = 15;
 const EXECS: usize = 200;
+const WRITES: usize = 75;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) async fn connect(rig: &Rig) -> Client {
@@ -36,7 +37,8 @@ pub(crate) fn measure(report: &mut Report) {
         let folder = machine::folder();
         let recipe = Recipe { kit: &machine::kit(), root: None, folder: folder.path(), clone: true, port: None };
         machine::boot(&recipe).await;
-        let (mut vm, mut created, mut first, mut runs, mut execs) = (vec![], vec![], vec![], vec![], vec![]);
+        let (mut vm, mut created, mut first, mut runs) = (vec![], vec![], vec![], vec![]);
+        let (mut execs, mut writes) = (vec![], vec![]);
         for _ in 0..ROUNDS {
             vm.push(machine::boot(&recipe).await.1);
             let start = Instant::now();
@@ -50,6 +52,12 @@ pub(crate) fn measure(report: &mut Report) {
                 let done = call(&client, "sandbox::exec", json!({ "sandbox_id": id, "argv": ["true"] })).await;
                 execs.push(start.elapsed());
                 assert_eq!(done["exit_code"], 0, "{done}");
+            }
+            for number in 0..WRITES / ROUNDS {
+                let start = Instant::now();
+                let path = format!("/tmp/{number}");
+                call(&client, "sandbox::fs::write", json!({ "sandbox_id": id, "path": path, "content": "x" })).await;
+                writes.push(start.elapsed());
             }
             call(&client, "sandbox::stop", json!({ "sandbox_id": id, "wait": true })).await;
             let start = Instant::now();
@@ -79,6 +87,7 @@ pub(crate) fn measure(report: &mut Report) {
         );
         report.row("sandbox::run print(2+2)", Samples::from_durations(runs), Some(("bare VM", &vm)), "");
         report.row("exec of `true` in a warm sandbox", Samples::from_durations(execs), None, "≤ 15 ms");
+        report.row("fs::write of a small file", Samples::from_durations(writes), None, "");
     });
 }
 

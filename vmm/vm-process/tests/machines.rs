@@ -42,6 +42,7 @@ fn spec(folder: &Path, name: &str) -> VmSpec {
         accel: AccelChoice::Tcg,
         root_disk: disk("root", vmm::ROOT_DISK_BYTES),
         scratch_disk: disk("scratch", vmm::SCRATCH_DISK_BYTES),
+        scratch_is_kept: false,
         network: None,
         template: TemplateUse::Clone,
         run_dir,

@@ -58,6 +58,7 @@ pub(crate) struct HostEnds<'a> {
     pub(crate) name: &'a str,
     pub(crate) root_disk: &'a Path,
     pub(crate) scratch_disk: &'a Path,
+    pub(crate) scratch_is_kept: bool,
     pub(crate) guest_fd: RawFd,
     pub(crate) net_fd: RawFd,
     pub(crate) monitor_fd: RawFd,
@@ -110,6 +111,7 @@ pub(crate) fn arguments(shape: &Shape, ends: &HostEnds<'_>, start: &Start<'_>) -
     for (node, path, read_only) in [("root", ends.root_disk, true), ("scratch", ends.scratch_disk, false)] {
         let disk = json!({
             "driver": "raw", "node-name": node, "read-only": read_only, "discard": "unmap",
+            "cache": {"no-flush": !ends.scratch_is_kept},
             "file": {"driver": "file", "filename": path, "read-only": read_only, "discard": "unmap"},
         });
         // A full disk on the host is an I/O error in the guest; QEMU's own choice would be to stop the machine.
@@ -154,6 +156,7 @@ mod tests {
             name,
             root_disk: Path::new("/images/a,b.erofs"),
             scratch_disk: Path::new("/run/s.ext4"),
+            scratch_is_kept: true,
             guest_fd: 7,
             net_fd: 8,
             monitor_fd: 9,

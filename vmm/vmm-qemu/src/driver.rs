@@ -183,6 +183,7 @@ impl<'a> Driver<'a> {
             name: &self.spec.name,
             root_disk: &self.spec.root_disk,
             scratch_disk: &self.spec.scratch_disk,
+            scratch_is_kept: self.spec.scratch_is_kept,
             guest_fd: wires.guest.as_raw_fd(),
             net_fd: wires.net.as_raw_fd(),
             monitor_fd: monitor_end.as_raw_fd(),

@@ -34,6 +34,7 @@ impl Pretend {
             accel: AccelChoice::Auto,
             root_disk: nowhere(),
             scratch_disk: nowhere(),
+            scratch_is_kept: false,
             network: None,
             template: TemplateUse::Clone,
         }
