@@ -83,7 +83,7 @@ impl From<CallError> for Failure {
             CallError::Unreachable { .. } => Self::new(error.to_string())
                 .hint("start the engine with `iii`, or name another with --address and --port"),
             CallError::Timeout { .. } => Self::new(error.to_string())
-                .hint("does the engine run at this address and port, and its worker answer? --timeout-ms waits longer"),
+                .hint("does the engine run at this address and port, and does the worker answer? `iii trigger` waits longer with --timeout-ms"),
             CallError::Closed | CallError::Payload(_) | CallError::Channel(_) => Self::new(error.to_string()),
         }
     }

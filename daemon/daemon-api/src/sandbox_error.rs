@@ -123,7 +123,11 @@ impl SandboxError {
     /// As it travels: the message is a JSON text, the code is the S-code.
     #[must_use]
     pub fn into_body(self) -> ErrorBody {
-        let (fix, note) = self.kind.fix();
+        let (fix, note) = match self.fix {
+            // It tells of the step that failed, and is nothing to merge.
+            Some(context) => (context, None),
+            None => self.kind.fix(),
+        };
         let envelope = json!({
             "code": self.kind.code(),
             "type": format!("{:?}", self.kind),
@@ -131,7 +135,7 @@ impl SandboxError {
             "message": self.message,
             "docs_url": format!("docs/sandbox-errors.md#{}", self.kind.code().to_lowercase()),
             "retryable": self.kind.retryable(),
-            "fix": self.fix.unwrap_or(fix),
+            "fix": fix,
             "fix_note": note,
         });
         ErrorBody::new(self.kind.code(), envelope.to_string())

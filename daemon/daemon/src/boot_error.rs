@@ -23,7 +23,7 @@ pub(crate) enum BootError {
     Io { what: String, source: io::Error },
     #[error("could not start the VM")]
     Spawn { source: Box<vmm::SpawnError> },
-    #[error("the VM did not come up: {reason}{}", tail(console_tail))]
+    #[error("the VM is not running: {reason}{}", tail(console_tail))]
     Vm { reason: String, hint: Option<String>, console_tail: String },
     #[error("the guest did not become ready")]
     Guest { source: GuestError },

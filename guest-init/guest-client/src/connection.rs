@@ -25,6 +25,9 @@ pub enum GuestError {
     /// The guest tried, and says what went wrong.
     #[error(transparent)]
     Failed(#[from] GuestFailure),
+    /// We could not ask: the guest has heard nothing, or not all of it.
+    #[error("{0}")]
+    Request(String),
     /// The channel has ended: the VM is gone, or going.
     #[error("the guest's channel is closed")]
     Closed,
@@ -110,7 +113,7 @@ impl Connection {
         if let Some(cause) = self.table.cause() {
             return Err(cause);
         }
-        let body = serde_json::to_vec(request).map_err(|error| GuestError::Broken(error.to_string()))?;
+        let body = serde_json::to_vec(request).map_err(|error| GuestError::Request(error.to_string()))?;
         stream.send(Kind::Request, false, &body).await?;
         Ok(stream)
     }
@@ -292,7 +295,7 @@ pub(crate) struct StreamHandle {
 
 impl StreamHandle {
     pub(crate) async fn control(&self, control: &Control) -> Result<(), GuestError> {
-        let body = serde_json::to_vec(control).map_err(|error| GuestError::Broken(error.to_string()))?;
+        let body = serde_json::to_vec(control).map_err(|error| GuestError::Request(error.to_string()))?;
         let frame = encode(self.id, Kind::Control, false, &body)?;
         self.connection.outbound.send(frame).await.map_err(|_| self.connection.cause())
     }
@@ -321,7 +324,7 @@ fn encode(stream: StreamId, kind: Kind, last: bool, body: &[u8]) -> Result<Vec<u
     let length = u32::try_from(body.len())
         .ok()
         .filter(|length| *length <= guest_protocol::MAX_BODY_BYTES)
-        .ok_or_else(|| GuestError::Broken(format!("a request of {} bytes is too long", body.len())))?;
+        .ok_or_else(|| GuestError::Request(format!("a request of {} bytes is too long", body.len())))?;
     let mut frame = Vec::with_capacity(Header::BYTES + body.len());
     frame.extend_from_slice(&Header { length, stream, kind, last }.to_bytes());
     frame.extend_from_slice(body);

@@ -166,7 +166,7 @@ impl Guest {
             let length = match archive.read(&mut buffer).await {
                 Ok(0) => break,
                 Ok(length) => length,
-                Err(error) => return Err(GuestError::Broken(format!("the archive could not be read: {error}"))),
+                Err(error) => return Err(GuestError::Request(format!("the archive could not be read: {error}"))),
             };
             match handle.input(&buffer[..length]).await {
                 Ok(()) => {}

@@ -71,6 +71,7 @@ fn a_damaged_template_falls_back_to_a_cold_boot() {
     assert!(damaged > 0, "no template in {}", templates.display());
     let answer = run(&rig).unwrap_or_else(|error| panic!("{error:#}\n{}", rig.log()));
     assert_eq!(answer["stdout"], "ok\n");
+    assert!(rig.log().contains("booting without a template"), "{}", rig.log());
 }
 
 #[test]

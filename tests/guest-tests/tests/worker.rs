@@ -100,6 +100,7 @@ fn exec_passes_streams_and_status_through() {
     let shell = |script: &str| {
         let mut command = std::process::Command::new("sh");
         command.args(["-c", script]).stdin(std::process::Stdio::null()).env("III_HOME", rig.home());
+        command.current_dir(rig.project());
         test_rig::Answer::of(&mut command)
     };
     let exec = words.join(" ");
@@ -160,7 +161,8 @@ fn a_manifest_with_typos_is_refused_whole_and_installs_nothing() {
     let message = error.to_string();
     assert!(message.contains("runtimee") && message.contains("scrpits"), "{error}");
     assert_eq!(std::fs::read_to_string(rig.project().join("config.yaml")).expect("config.yaml"), before);
-    assert!(!rig.home().join("workers/typo").exists());
+    let kept: Vec<_> = std::fs::read_dir(rig.home().join("workers")).expect("workers").flatten().collect();
+    assert!(kept.is_empty(), "{kept:?}");
     let verdict = rig.call("worker::validate", &json!({ "path": rig.project().join("typo") }));
     assert_eq!(verdict["valid"], false);
     assert_eq!(verdict["unknown_keys"], json!(["runtimee", "scrpits"]));

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use crate::kvm_probe::KvmVerdict;
 
@@ -31,8 +30,8 @@ pub enum QemuError {
     Refused { command: String, reason: String },
     #[error("QEMU's monitor broke during {during}: {source}")]
     Monitor { during: &'static str, source: io::Error },
-    #[error("{what} took longer than {limit:?}")]
-    TooSlow { what: &'static str, limit: Duration },
+    #[error("{what} took too long")]
+    TooSlow { what: &'static str },
     #[error("the guest's first frame is no Hello, but begins with {header:02x?}")]
     NotHello { header: [u8; 12] },
     #[error("the template in {path} is damaged: {reason}", path = path.display())]
@@ -47,8 +46,8 @@ impl QemuError {
             Self::NoQemu { .. } => Some("apt install qemu-system-x86, or name the program in III_QEMU".to_owned()),
             Self::NoKit { .. } => Some("run `make kit`".to_owned()),
             Self::NoKvm { .. } => Some("choose accel `auto` or `tcg` (slower, and a weaker boundary)".to_owned()),
-            Self::NoDisk { .. } | Self::DiskSize { .. } => {
-                Some("remove the image from the store and let it be made again".to_owned())
+            Self::NoDisk { path, .. } | Self::DiskSize { path, .. } => {
+                Some(format!("remove {}: it is made again when it is needed", path.display()))
             }
             Self::NoSpace { path, needed_mib, .. } => {
                 Some(format!("free {needed_mib} MiB on the file system of {}", path.display()))

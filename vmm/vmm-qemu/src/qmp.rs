@@ -126,9 +126,7 @@ impl Monitor {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
                 QemuError::Ended { during: self.during, said: String::new() }
             }
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                QemuError::TooSlow { what: self.during, limit: left }
-            }
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => QemuError::TooSlow { what: self.during },
             _ => self.broken(source),
         })
     }

@@ -329,7 +329,7 @@ pub(crate) fn migration_capabilities() -> Value {
 fn await_hello(guest: &mut UnixStream) -> Result<(), QemuError> {
     let failed = |source: std::io::Error| match source.kind() {
         std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
-            QemuError::TooSlow { what: "the guest's boot", limit: BOOT_LIMIT }
+            QemuError::TooSlow { what: "the guest's boot" }
         }
         std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionReset => {
             QemuError::Ended { during: "the template's boot", said: String::new() }

@@ -10,7 +10,7 @@ use engine_client::{ChannelWriter, Item};
 use guest_client::FileReader;
 use serde_json::{Value, json};
 
-use crate::functions::{guest_error, path};
+use crate::functions::{guest_error, required};
 use crate::sandbox::{Activity, Sandboxes, Seat};
 
 /// Text shorter than this is in the answer too.
@@ -23,7 +23,7 @@ const IDLE: Duration = Duration::from_secs(300);
 
 pub(crate) async fn call(sandboxes: Arc<Sandboxes>, request: Fs) -> Result<Value, SandboxError> {
     let seat = sandboxes.enter(&request.sandbox_id, Activity::Files)?;
-    let path = path(&request, "path", &request.path)?;
+    let path = required(&request, "path", &request.path)?;
     let mut reader = seat.during(async { seat.guest().read(path).await.map_err(guest_error) }).await?;
     let (size, mode, mtime) = (reader.size, format!("{:04o}", reader.mode), reader.mtime);
     let head = if size < MAX_BODY_BYTES { Some(seat.during(whole(&mut reader)).await?) } else { None };

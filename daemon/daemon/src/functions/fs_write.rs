@@ -10,7 +10,7 @@ use engine_client::{ChannelRef, Client, Item};
 use guest_client::FileWriter;
 use serde_json::{Value, json};
 
-use crate::functions::{guest_error, mode, path};
+use crate::functions::{guest_error, mode, required};
 use crate::sandbox::{Activity, Sandboxes};
 
 /// A sender that says nothing for this long has gone away.
@@ -29,7 +29,7 @@ pub(crate) async fn call(sandboxes: Arc<Sandboxes>, request: Fs) -> Result<Value
         _ => return Err(SandboxError::invalid("give `content` or `content_b64`, one of them")),
     };
     let mode = mode(request.mode.as_deref(), 0o644)?;
-    let path = path(&request, "path", &request.path)?;
+    let path = required(&request, "path", &request.path)?;
     let seat = sandboxes.enter(&request.sandbox_id, Activity::Files)?;
     let work = async {
         let mut writer = seat.guest().write(path, mode, request.parents.unwrap_or(false)).await.map_err(guest_error)?;

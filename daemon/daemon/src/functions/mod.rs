@@ -1,4 +1,4 @@
-//! A file per function: decode, call, encode.
+//! A file per function, or per family of small ones: decode, call, encode. What is offered is listed here.
 
 mod fs_files;
 mod fs_read;
@@ -93,11 +93,10 @@ pub(crate) fn register_worker(client: &Client, workers: &Arc<Workers>) {
         worker_validate::call,
     );
     offer.function(
-        about("worker::exec", 60_000, false, "Runs a program in a worker's VM, its streams through two channels"),
+        about("worker::exec", 60_000, false, "Runs a program in a worker's VM, its streams through channels"),
         worker_exec::call,
     );
-    let description =
-        "Describes requests and answers of worker::* functions; with function_id `iii.worker.yaml`, the manifest";
+    let description = "Describes requests to worker::* functions; with function_id `iii.worker.yaml`, the manifest";
     let schemas = Arc::new(offer.schemas.clone());
     offer.function(about("worker::schema", 10_000, true, description), move |_, request| {
         let schemas = Arc::clone(&schemas);
@@ -113,7 +112,9 @@ fn guest_error(error: guest_client::GuestError) -> SandboxError {
     let failure = match error {
         GuestError::Failed(failure) => failure,
         GuestError::Closed => return SandboxError::new(Kind::AlreadyStopped, "the sandbox is gone"),
-        GuestError::Broken(what) => return SandboxError::new(Kind::FsIo, format!("fs i/o error: {what}")),
+        GuestError::Request(what) | GuestError::Broken(what) => {
+            return SandboxError::new(Kind::FsIo, format!("fs i/o error: {what}"));
+        }
     };
     let (kind, prefix) = match failure.code {
         ErrorCode::Invalid => (Kind::FsInvalidRequest, ""),
@@ -134,7 +135,7 @@ fn guest_error(error: guest_client::GuestError) -> SandboxError {
 pub(crate) struct Nothing {}
 
 /// A field that the function cannot do without.
-fn path<'a>(fs: &'a shapes::Fs, field: &str, value: &'a Option<String>) -> Result<&'a str, SandboxError> {
+fn required<'a>(fs: &'a shapes::Fs, field: &str, value: &'a Option<String>) -> Result<&'a str, SandboxError> {
     let missing = || SandboxError::invalid(format!("missing field `{field}` (sandbox {})", fs.sandbox_id));
     value.as_deref().ok_or_else(missing)
 }

@@ -203,7 +203,7 @@ async fn stream(client: &Client, seat: Seat, job: Job) -> Result<Value, SandboxE
 
 async fn channel(client: &Client) -> Result<(engine_client::ChannelRef, ChannelWriter), SandboxError> {
     let aborted = |error: engine_client::CallError| {
-        SandboxError::new(Kind::FsChannelAborted, format!("fs channel aborted: {error}"))
+        SandboxError::new(Kind::FsChannelAborted, format!("channel aborted: {error}"))
     };
     let pair = client.create_channel(CHANNEL_BUFFER).await.map_err(aborted)?;
     let writer = client.open_writer(&pair.writer).await.map_err(aborted)?;
@@ -234,7 +234,7 @@ async fn carry(
 }
 
 async fn send(writer: &mut ChannelWriter, bytes: Bytes) -> Result<(), SandboxError> {
-    let aborted = |why: &str| SandboxError::new(Kind::FsChannelAborted, format!("fs channel aborted: {why}"));
+    let aborted = |why: &str| SandboxError::new(Kind::FsChannelAborted, format!("channel aborted: {why}"));
     let sent = tokio::time::timeout(READER_IDLE, writer.send(Item::Binary(bytes))).await;
     sent.map_err(|_| aborted("nobody reads the output"))?.map_err(|_| aborted("the reader has left"))
 }

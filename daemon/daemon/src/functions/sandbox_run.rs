@@ -34,7 +34,7 @@ pub(crate) async fn call(sandboxes: Arc<Sandboxes>, request: Run) -> Result<Valu
         // On success and on failure alike; what goes wrong here is for the log.
         let _ = sandboxes.stop(&id, false).await;
     }
-    let mut result = outcome.map_err(|(step, error)| in_step(&step, if keep { &id } else { "" }, error))?;
+    let mut result = outcome.map_err(|(step, error)| in_step(step, if keep { &id } else { "" }, error))?;
     result.sandbox_id = keep.then_some(id);
     serde_json::to_value(result).map_err(|error| SandboxError::invalid(error.to_string()))
 }
@@ -45,19 +45,20 @@ async fn run(
     id: &str,
     mut job: Job,
     files: &[RunFile],
-) -> Result<ExecResult, (String, SandboxError)> {
-    let in_exec = |error| ("exec".to_owned(), error);
+) -> Result<ExecResult, (&'static str, SandboxError)> {
+    let in_exec = |error| ("exec", error);
     let seat = sandboxes.enter(id, Activity::Exec).map_err(in_exec)?;
     let with_command = job.files.iter().map(|file| file.content.len()).sum::<usize>() <= MAX_WITH_COMMAND;
     let first: Vec<ExecFile> = if with_command { Vec::new() } else { std::mem::take(&mut job.files) };
-    let files = files.iter().map(|file| (&file.path, &file.content));
-    for (path, content) in files.chain(first.iter().map(|file| (&file.path, &file.content))) {
+    let files = files.iter().map(|file| ("fs::write (sibling file)", &file.path, &file.content));
+    let code = first.iter().map(|file| ("fs::write (code)", &file.path, &file.content));
+    for (step, path, content) in files.chain(code) {
         let writing = async {
             let mut writer = seat.guest().write(path, FILE_MODE, true).await.map_err(guest_error)?;
             writer.write(content.as_bytes()).await.map_err(guest_error)?;
             writer.finish().await.map_err(guest_error)
         };
-        seat.during(writing).await.map_err(|error| (format!("fs::write ({path})"), error))?;
+        seat.during(writing).await.map_err(|error| (step, error))?;
     }
     seat.during(buffered(&seat, job)).await.map_err(in_exec)
 }

@@ -1,4 +1,4 @@
-//! `worker::status`
+//! `worker::status`: how one worker is, its last words, and one next step.
 
 use std::sync::Arc;
 
@@ -58,19 +58,22 @@ pub(crate) async fn call(workers: Arc<Workers>, request: StatusOf) -> Result<Val
 /// One next step.
 fn hint(name: &str, installed: bool, phase: Phase, silent: bool) -> String {
     match phase {
-        _ if !installed => "install it with worker::add; for a local path, run worker::validate first".to_owned(),
-        Phase::Ready => format!("see what it offers with engine::functions::list {{\"worker\":\"{name}\"}}"),
+        _ if !installed => {
+            "add it: `iii worker add <folder or image>` (worker::add); `iii worker validate <folder>` checks first"
+                .to_owned()
+        }
+        Phase::Ready => format!("`iii trigger engine::functions::list worker={name}` shows what it offers"),
         Phase::Preparing | Phase::Installing => "it is still being provisioned: ask again in a moment".to_owned(),
         Phase::Starting => {
             "its process runs: if it does not connect, check that it uses the address in III_URL, and its logs"
                 .to_owned()
         }
         Phase::Stopped | Phase::Stopping if silent => {
-            "most likely it was never started: worker::start starts it".to_owned()
+            format!("it has not run yet: start it with `iii worker start {name}`")
         }
         Phase::Stopped | Phase::Stopping => format!("start it with `iii worker start {name}`"),
         Phase::Failed => {
-            "read the tails, mend the cause, then worker::start it, or add it again with `force: true`".to_owned()
+            format!("read `iii worker logs {name}`, mend the cause, then `iii worker start {name}`")
         }
     }
 }

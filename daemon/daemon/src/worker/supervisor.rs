@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::boot_error::BootError;
 use crate::machine::{BootProgress, Machine, Machines};
 use crate::worker::job::Job;
 use crate::worker::logs::Log;
@@ -214,7 +215,7 @@ impl Supervisor {
         };
         let ended = tokio::select! {
             ended = serving => ended,
-            exit = machine.ended() => Err(self.failure("vm", format!("the VM ended: {exit:?}"), None)),
+            exit = machine.ended() => Err(self.failure("vm", BootError::ended(exit).explain(), None)),
             () = self.stop.cancelled() => Ok(Ended::Stopped),
         };
         self.guest.send_replace(None);
