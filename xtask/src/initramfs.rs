@@ -104,7 +104,7 @@ fn module_name(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().replace('-', "_")
 }
 
-/// `depends=a,b` and `softdep=pre: c` of the module's `.modinfo`, read as what they are: zero-terminated strings.
+/// `depends=a,b` of the module's `.modinfo`, read as what they are: zero-terminated strings.
 fn dependencies(module: &[u8]) -> Vec<String> {
     let value = |key: &[u8]| -> Option<String> {
         let start = module.windows(key.len()).position(|window| window == key)? + key.len();

@@ -114,7 +114,7 @@ fn kvm() -> Finding {
         }
         _ => "the probe gave no verdict".to_owned(),
     };
-    Finding::bad("KVM", found, "VMs are emulated: they work, and compute several times slower").optional()
+    Finding::bad("KVM", found, "VMs are emulated: they start as fast, and compute 15 to 20 times slower").optional()
 }
 
 fn kit(home: &Path) -> Finding {

@@ -25,7 +25,7 @@ async fn boot(connection: &Connection, arguments: &SandboxCreate) -> Result<Valu
     let env: Value = arguments.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let request = json!({
         "image": arguments.image, "cpus": arguments.cpus, "memory_mb": arguments.memory, "name": arguments.name,
-        "idle_timeout_secs": arguments.idle_timeout.map(|limit| limit.as_secs()),
+        "idle_timeout_secs": arguments.idle_timeout.map(|limit| limit.as_secs().max(1)),
         "network": arguments.network, "env": env,
     });
     connection.ask("sandbox::create", &request, LONG).await

@@ -1,4 +1,4 @@
-//! `iii worker logs`
+//! `iii worker logs`: both outputs of a worker, once or as they grow.
 
 use std::io::Write;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! `iii worker status`
+//! `iii worker status`: how a worker is, watched until it is settled.
 
 use std::time::Duration;
 

@@ -59,16 +59,25 @@ pub(crate) struct Owned {
     _lock: Flock<fs::File>,
 }
 
-/// Takes the lock `name` in `run`; `Err(Ok(pid))` names who has it.
-pub(crate) fn own(run: &Path, name: &str) -> Result<Owned, Result<String, io::Error>> {
+/// Why a lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotOwned {
+    #[error("process {pid} has it")]
+    Held { pid: String },
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Takes the lock `name` in `run`.
+pub(crate) fn own(run: &Path, name: &str) -> Result<Owned, NotOwned> {
     let path = run.join(name);
-    let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(Err)?;
+    let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => {
-            fs::write(&path, std::process::id().to_string()).map_err(Err)?;
+            fs::write(&path, std::process::id().to_string())?;
             Ok(Owned { _lock: lock })
         }
-        Err(_) => Err(Ok(fs::read_to_string(&path).unwrap_or_default().trim().to_owned())),
+        Err(_) => Err(NotOwned::Held { pid: fs::read_to_string(&path).unwrap_or_default().trim().to_owned() }),
     }
 }
 
@@ -145,6 +154,6 @@ mod tests {
         let first = own(run.path(), "x.lock");
         assert!(first.is_ok());
         let second = own(run.path(), "x.lock");
-        assert!(matches!(second, Err(Ok(pid)) if pid == std::process::id().to_string()));
+        assert!(matches!(second, Err(NotOwned::Held { pid }) if pid == std::process::id().to_string()));
     }
 }

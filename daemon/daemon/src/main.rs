@@ -36,7 +36,7 @@ use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::SandboxConfig;
-use crate::home::Home;
+use crate::home::{Home, NotOwned};
 use crate::machine::Machines;
 
 #[derive(Parser)]
@@ -111,10 +111,10 @@ fn main() -> ExitCode {
     };
     let lock = match home::own(&home.run(), &format!("{name}-{port}.lock")) {
         Ok(lock) => lock,
-        Err(Ok(pid)) => {
+        Err(NotOwned::Held { pid }) => {
             return fail(1, &format!("a daemon for {name} of the engine on port {port} runs already: process {pid}"));
         }
-        Err(Err(error)) => return fail(1, &format!("could not lock {}: {error}", home.run().display())),
+        Err(NotOwned::Io(error)) => return fail(1, &format!("could not lock {}: {error}", home.run().display())),
     };
     let sandbox_config = match &arguments.daemon {
         Daemon::Sandboxes { config, .. } => match SandboxConfig::load(config) {

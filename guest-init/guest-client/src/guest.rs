@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use guest_protocol::{
-    Control, DirEntry, ErrorCode, ExecRequest, GuestFailure, Hello, Identity, Kind, Reply, Request, SuperviseRequest,
+    Control, DirEntry, ErrorCode, ExecRequest, GuestFailure, Hello, Identity, Kind, PROTOCOL_VERSION, Reply, Request,
+    SuperviseRequest,
 };
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -44,7 +45,6 @@ pub enum Output {
 /// A program that runs in a guest. Dropping it kills the program.
 pub struct Exec {
     stream: Stream,
-    pid: u32,
 }
 
 /// Standard input, resizes and signals of an [`Exec`]; can be held by another task.
@@ -122,7 +122,11 @@ impl Guest {
     /// The step that failed, in the guest's words; the guest is of no use then.
     pub async fn adopt(&self, identity: Identity) -> Result<Adopted, GuestError> {
         match self.ask(&Request::Adopt(Box::new(identity))).await? {
-            Reply::Adopted { kernel, boot_id } => Ok(Adopted { kernel, boot_id }),
+            Reply::Adopted { kernel, boot_id, version: PROTOCOL_VERSION } => Ok(Adopted { kernel, boot_id }),
+            Reply::Adopted { version, .. } => Err(GuestError::Request(format!(
+                "the kit's init speaks version {version} of the guest protocol, this program version {PROTOCOL_VERSION}: \
+                 run `make kit`"
+            ))),
             other => Err(unexpected(&other)),
         }
     }
@@ -134,7 +138,7 @@ impl Guest {
     pub async fn exec(&self, request: ExecRequest) -> Result<Exec, GuestError> {
         let mut stream = self.0.open(&Request::Exec(Box::new(request))).await?;
         match stream.reply().await? {
-            Reply::Started { pid } => Ok(Exec { stream, pid }),
+            Reply::Started { .. } => Ok(Exec { stream }),
             other => Err(unexpected(&other)),
         }
     }
@@ -279,12 +283,6 @@ fn unexpected(reply: &Reply) -> GuestError {
 }
 
 impl Exec {
-    /// In the guest; 0 for a program that could not be started.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.pid
-    }
-
     #[must_use]
     pub fn input(&self) -> Input {
         Input(self.stream.handle())

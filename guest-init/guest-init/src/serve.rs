@@ -210,7 +210,7 @@ fn adopted_as(services: &Services, identity: &guest_protocol::Identity) -> Resul
         open_files: identity.open_files,
     };
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    Ok(Reply::Adopted { kernel: kernel_release(), boot_id: boot_id.trim().to_owned() })
+    Ok(Reply::Adopted { kernel: kernel_release(), boot_id: boot_id.trim().to_owned(), version: PROTOCOL_VERSION })
 }
 
 fn shutdown(services: &Services, stream: &Stream, grace: Duration) {

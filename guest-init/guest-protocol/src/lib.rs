@@ -28,9 +28,8 @@ pub use messages::{
     SuperviseRequest, TerminalSize,
 };
 
-/// Raised when a request is added or changes its meaning. Both ends ship together, but a template of an
-/// older guest may still be in a cache.
-pub const PROTOCOL_VERSION: u32 = 1;
+/// Raised when a frame or a request changes. Both ends ship together, but the kit may have been made before this program.
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Name of the virtio-serial port, as `/sys/class/virtio-ports/*/name` shows it in the guest.
 pub const PORT_NAME: &str = "iii.guest";

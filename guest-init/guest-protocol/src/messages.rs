@@ -176,6 +176,8 @@ pub enum Reply {
     Adopted {
         kernel: String,
         boot_id: String,
+        /// [`crate::PROTOCOL_VERSION`] of this guest.
+        version: u32,
     },
     Started {
         pid: u32,

@@ -45,7 +45,7 @@ fn add(rig: &Rig) -> Result<Value, Value> {
 }
 
 #[test]
-fn of_images_the_image_is_refused() {
+fn a_full_disk_of_images_refuses_the_image() {
     let rig = Rig::builder().sandboxes().small_disk("images", "16m").start();
     let error = run(&rig).expect_err("the image does not fit");
     assert_says(&error, &["S102", "no space left", "images", "free some space"]);
@@ -54,7 +54,7 @@ fn of_images_the_image_is_refused() {
 }
 
 #[test]
-fn of_templates_the_vm_boots_without_one() {
+fn a_full_disk_of_templates_means_boots_instead_of_clones() {
     let rig = Rig::builder().sandboxes().small_disk("templates", "16m").start();
     let answer = run(&rig).unwrap_or_else(|error| panic!("{error:#}\n{}", rig.log()));
     assert_eq!(answer["stdout"], "ok\n");
@@ -65,7 +65,7 @@ fn of_templates_the_vm_boots_without_one() {
 }
 
 #[test]
-fn of_sandboxes_nothing_boots() {
+fn a_full_disk_boots_no_sandbox() {
     let rig = Rig::builder().sandboxes().small_disk("run", "256k").start();
     let error = run(&rig).expect_err("the writable disk does not fit");
     assert_says(&error, &["S300", "64 MiB", "free some space"]);
@@ -74,7 +74,7 @@ fn of_sandboxes_nothing_boots() {
 }
 
 #[test]
-fn while_a_sandbox_runs_its_writes_fail_and_it_still_answers() {
+fn a_disk_that_fills_fails_the_guests_writes_and_nothing_else() {
     let rig = Rig::builder().sandboxes().small_disk("run", "100m").start();
     let created = rig.call("sandbox::create", &json!({ "image": "python" }));
     let exec = |script: &str| {
@@ -90,7 +90,7 @@ fn while_a_sandbox_runs_its_writes_fail_and_it_still_answers() {
 }
 
 #[test]
-fn of_workers_nothing_is_installed() {
+fn a_full_disk_installs_no_worker() {
     let rig = talker(1)
         .iter()
         .fold(Rig::builder(), |rig, (path, text)| rig.file(path, text))
@@ -104,7 +104,7 @@ fn of_workers_nothing_is_installed() {
 }
 
 #[test]
-fn of_logs_lines_are_lost_and_the_worker_is_not() {
+fn a_full_disk_of_logs_loses_lines_and_no_worker() {
     let rig = talker(2048)
         .iter()
         .fold(Rig::builder(), |rig, (path, text)| rig.file(path, text))

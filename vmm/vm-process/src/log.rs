@@ -11,7 +11,7 @@ const LIMIT_BYTES: u64 = 1024 * 1024;
 static WRITTEN_BYTES: AtomicU64 = AtomicU64::new(0);
 
 pub(crate) fn init() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_env("III_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_writer(|| Limited).with_ansi(false).with_env_filter(filter).init();
 }
 

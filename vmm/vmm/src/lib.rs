@@ -17,6 +17,6 @@ mod sys;
 
 pub use process::{SpawnError, Vm, VmEvent, VmExit};
 pub use spec::{
-    AccelChoice, Egress, GatewayPort, HostTarget, MemoryMib, MemoryTooSmall, NetworkSpec, ROOT_DISK_BYTES,
+    AccelChoice, Egress, GatewayPort, HostTarget, MemoryMib, MemoryOutOfRange, NetworkSpec, ROOT_DISK_BYTES,
     SCRATCH_DISK_BYTES, TemplateUse, VcpuCount, VcpuCountInvalid, VmSpec,
 };

@@ -18,7 +18,7 @@ pub const SCRATCH_DISK_BYTES: u64 = 16 * 1024 * 1024 * 1024;
 pub struct VmSpec {
     /// Appears in log lines and process listings.
     pub name: String,
-    /// Private directory of this VM, mode 0700; console log and sockets live here.
+    /// Private directory of this VM, mode 0700; description and logs live here.
     pub run_dir: PathBuf,
     /// Folder with `kernel` (ELF with a PVH note) and `initramfs`; see `images/README.md`.
     pub kit_dir: PathBuf,
@@ -103,14 +103,14 @@ pub enum HostTarget {
     Unix { path: PathBuf, preface: String },
 }
 
-/// Guest memory in MiB, at least [`MemoryMib::MIN`]: below it the kernel does not boot.
+/// Guest memory in MiB, from [`MemoryMib::MIN`], below which the kernel does not boot, to [`MemoryMib::MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct MemoryMib(u32);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("guest memory of {given} MiB is outside {min}..={max} MiB", min = MemoryMib::MIN, max = MemoryMib::MAX)]
-pub struct MemoryTooSmall {
+pub struct MemoryOutOfRange {
     pub given: u32,
 }
 
@@ -119,25 +119,20 @@ impl MemoryMib {
     pub const MAX: u32 = 1024 * 1024;
 
     /// # Errors
-    /// [`MemoryTooSmall`] outside [`Self::MIN`]`..=`[`Self::MAX`].
-    pub fn new(mib: u32) -> Result<Self, MemoryTooSmall> {
-        if (Self::MIN..=Self::MAX).contains(&mib) { Ok(Self(mib)) } else { Err(MemoryTooSmall { given: mib }) }
+    /// [`MemoryOutOfRange`] outside [`Self::MIN`]`..=`[`Self::MAX`].
+    pub fn new(mib: u32) -> Result<Self, MemoryOutOfRange> {
+        if (Self::MIN..=Self::MAX).contains(&mib) { Ok(Self(mib)) } else { Err(MemoryOutOfRange { given: mib }) }
     }
 
     #[must_use]
     pub fn mib(self) -> u32 {
         self.0
     }
-
-    #[must_use]
-    pub fn bytes(self) -> u64 {
-        u64::from(self.0) * 1024 * 1024
-    }
 }
 
 impl TryFrom<u32> for MemoryMib {
-    type Error = MemoryTooSmall;
-    fn try_from(mib: u32) -> Result<Self, MemoryTooSmall> {
+    type Error = MemoryOutOfRange;
+    fn try_from(mib: u32) -> Result<Self, MemoryOutOfRange> {
         Self::new(mib)
     }
 }

@@ -1,4 +1,4 @@
-//! `sandbox::create`
+//! `sandbox::create`: boots a machine and says its id.
 
 use std::sync::Arc;
 

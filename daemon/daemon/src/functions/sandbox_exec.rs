@@ -45,7 +45,7 @@ pub(crate) struct Job {
 /// What a command reads.
 pub(crate) enum Stdin {
     Bytes(Vec<u8>),
-    Channel(ChannelReader),
+    Channel(Box<ChannelReader>),
 }
 
 pub(crate) async fn call(sandboxes: Arc<Sandboxes>, request: Exec) -> Result<Value, SandboxError> {
@@ -75,7 +75,7 @@ async fn input(client: &Client, given: Option<Input>) -> Result<Option<Stdin>, S
         Some(Input::Base64(text)) => Ok(stdin(Some(&text))?.map(Stdin::Bytes)),
         Some(Input::Channel(channel)) => {
             let opened = client.open_reader(&channel).await;
-            opened.map(|reader| Some(Stdin::Channel(reader))).map_err(|error| {
+            opened.map(|reader| Some(Stdin::Channel(Box::new(reader)))).map_err(|error| {
                 SandboxError::new(Kind::FsChannelAborted, format!("the channel in `stdin` cannot be read: {error}"))
             })
         }
@@ -104,7 +104,7 @@ async fn start(seat: &Seat, job: Job) -> Result<Running, SandboxError> {
                 let _ = input.close().await;
             }
         })),
-        Some(Stdin::Channel(reader)) => drop(tokio::spawn(feed(input, reader))),
+        Some(Stdin::Channel(reader)) => drop(tokio::spawn(feed(input, *reader))),
     }
     Ok(running)
 }

@@ -1,4 +1,4 @@
-//! `sandbox::list` and `sandbox::catalog::list`
+//! `sandbox::list` and `sandbox::catalog::list`: what lives, and what could.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! `sandbox::stop`
+//! `sandbox::stop`: ends a machine; waits for its end if asked to.
 
 use std::sync::Arc;
 

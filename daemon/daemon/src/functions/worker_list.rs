@@ -1,4 +1,4 @@
-//! `worker::list`
+//! `worker::list`: a row for each worker of config.yaml.
 
 use std::sync::Arc;
 

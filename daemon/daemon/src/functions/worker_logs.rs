@@ -1,4 +1,4 @@
-//! `worker::logs`
+//! `worker::logs`: the last lines of both outputs, or those after a position.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! `worker::remove` and `worker::clear`
+//! `worker::remove` and `worker::clear`: what is declared goes, and what is kept; each only with consent.
 
 use std::sync::Arc;
 

@@ -1,10 +1,10 @@
-//! `worker::schema`: the shapes of all functions, and of the manifest.
+//! `worker::schema`: what each function takes, and the manifest's shape.
 
 use daemon_api::WorkerError;
 use daemon_api::worker::SchemaOf;
 use serde_json::{Value, json};
 
-use crate::worker::MANIFEST;
+use crate::worker::{DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MANIFEST};
 
 /// Longest identifier that is repeated in an error.
 const MAX_ECHO: usize = 100;
@@ -58,7 +58,7 @@ fn manifest() -> Value {
                 },
                 "resources": {
                     "type": "object", "additionalProperties": false, "description": "Size of its VM",
-                    "properties": { "cpus": amount("Virtual processors", 2), "memory": amount("MiB", 2048) },
+                    "properties": { "cpus": amount("Virtual processors", DEFAULT_CPUS), "memory": amount("MiB", DEFAULT_MEMORY_MIB) },
                 },
             },
         },

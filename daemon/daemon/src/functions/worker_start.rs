@@ -1,4 +1,4 @@
-//! `worker::start` and `worker::stop`
+//! `worker::start` and `worker::stop`: runs what is declared, or rests it.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! `worker::validate`
+//! `worker::validate`: the verdict on a manifest, without any effect.
 
 use std::sync::Arc;
 

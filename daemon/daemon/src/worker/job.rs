@@ -10,17 +10,15 @@ use oci::ImageConfig;
 use crate::boot_error::BootError;
 use crate::machine::{BootRequest, GATEWAY, Network, Scratch, Watch as Progress};
 use crate::worker::disk;
+use crate::worker::environment;
+use crate::worker::manifest::{DEFAULT_CPUS, DEFAULT_MEMORY_MIB};
 use crate::worker::project::{self, Plan};
 use crate::worker::provision;
-use crate::worker::store::{self, Entry, EntrySource};
+use crate::worker::store::{Entry, EntrySource};
 use crate::worker::supervisor::Host;
 
 /// Between SIGTERM and SIGKILL of a worker's process.
 const GRACE_MS: u64 = 2000;
-
-/// Size of a VM whose image says nothing about it.
-const DEFAULT_CPUS: u32 = 2;
-const DEFAULT_MEMORY_MIB: u32 = 2048;
 
 /// What is to run.
 pub(crate) enum Job {
@@ -107,7 +105,7 @@ impl Job {
             Self::Local { plan, .. } => plan.env.clone(),
             Self::Image { .. } => BTreeMap::new(),
         };
-        let block = store::environment(&entry.config).map_err(|reason| WorkerError::Spawn {
+        let block = environment::of_block(&entry.config).map_err(|reason| WorkerError::Spawn {
             worker: entry.name.clone(),
             step: "config".into(),
             reason,

@@ -14,8 +14,9 @@ pub(crate) const FILE: &str = "iii.worker.yaml";
 /// Longest manifest, in bytes: what is read into memory before it is understood.
 pub(crate) const MAX_BYTES: u64 = 65_536;
 
-const DEFAULT_CPUS: u32 = 2;
-const DEFAULT_MEMORY_MIB: u32 = 2048;
+/// Size of a VM that nothing is said about.
+pub(crate) const DEFAULT_CPUS: u32 = 2;
+pub(crate) const DEFAULT_MEMORY_MIB: u32 = 2048;
 const MAX_NAME: usize = 128;
 
 /// What a manifest asks for.

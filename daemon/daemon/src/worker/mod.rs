@@ -7,6 +7,7 @@
 //! ```
 
 mod disk;
+mod environment;
 mod job;
 mod lock;
 mod logs;
@@ -17,6 +18,7 @@ mod provision;
 mod source;
 mod store;
 mod supervisor;
+mod wanted;
 mod watch;
 mod workers;
 
@@ -28,10 +30,11 @@ use engine_client::Client;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use logs::{Output, positions, tail};
-pub(crate) use manifest::FILE as MANIFEST;
+pub(crate) use manifest::{DEFAULT_CPUS, DEFAULT_MEMORY_MIB, FILE as MANIFEST};
 pub(crate) use project::{validate_path, validate_text};
 pub(crate) use supervisor::Report;
-pub(crate) use workers::{Workers, valid};
+pub(crate) use wanted::valid;
+pub(crate) use workers::Workers;
 
 use crate::functions;
 use crate::machine::Machines;

@@ -19,30 +19,12 @@ use crate::machine::BootProgress;
 use crate::worker::disk;
 use crate::worker::lock;
 use crate::worker::manifest::check_name;
-use crate::worker::project;
 use crate::worker::store::{Entry, EntrySource, Store};
 use crate::worker::supervisor::{Handle, Host, Report};
+use crate::worker::wanted::{Wanted, valid};
 
 /// How long a roll-back waits for an operation that holds the lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Names of workers that are part of an engine: they need no VM.
-const BUILTINS: [&str; 14] = [
-    "iii-http",
-    "iii-stream",
-    "iii-state",
-    "iii-queue",
-    "iii-pubsub",
-    "iii-cron",
-    "iii-observability",
-    "iii-sandbox",
-    "iii-exec",
-    "iii-bridge",
-    "iii-worker-manager",
-    "iii-telemetry",
-    "iii-engine-functions",
-    "iii-http-functions",
-];
 
 pub(crate) struct Workers {
     host: Arc<Host>,
@@ -51,7 +33,7 @@ pub(crate) struct Workers {
     running: Mutex<BTreeMap<String, Arc<Handle>>>,
     /// Entries that have been acted upon.
     known: Mutex<BTreeMap<String, Entry>>,
-    /// config.yaml when it was last read, and whether it made sense.
+    /// When config.yaml was last changed, and its length, as of the last look.
     seen: Mutex<Option<(SystemTime, u64)>>,
 }
 
@@ -64,14 +46,6 @@ pub(crate) struct Added {
     pub(crate) handle: Option<Arc<Handle>>,
     /// Nothing was kept of a worker of this name before.
     fresh: bool,
-}
-
-/// A source that was understood.
-struct Wanted {
-    name: String,
-    source: EntrySource,
-    image: Option<String>,
-    warnings: Vec<String>,
 }
 
 impl Workers {
@@ -208,7 +182,7 @@ impl Workers {
         reset_config: bool,
         progress: &watch::Sender<Option<Report>>,
     ) -> Result<Added, WorkerError> {
-        let wanted = self.understand(source)?;
+        let wanted = Wanted::of(source, &self.root)?;
         let _lock = lock::take(&self.root)?;
         let existing = self.store.find(&wanted.name)?;
         if let Some(existing) = &existing
@@ -239,51 +213,6 @@ impl Workers {
         let handle = (entry.source != EntrySource::Builtin).then(|| self.launch(entry));
         let status = if existing.is_some() { "replaced" } else { "installed" };
         Ok(Added { name: wanted.name, status, warnings: wanted.warnings, handle, fresh })
-    }
-
-    fn understand(&self, source: &Source) -> Result<Wanted, WorkerError> {
-        match source {
-            Source::Local { path } => self.local(path),
-            Source::Oci { reference } => {
-                let name = oci_name(reference);
-                valid(&name)?;
-                let image = Some(reference.clone());
-                Ok(Wanted { name, source: EntrySource::Image(reference.clone()), image, warnings: Vec::new() })
-            }
-            Source::Registry { name, .. } if BUILTINS.contains(&name.as_str()) => {
-                let warnings =
-                    vec![format!("`{name}` is part of the engine: restart the engine for it to take effect")];
-                Ok(Wanted { name: name.clone(), source: EntrySource::Builtin, image: None, warnings })
-            }
-            Source::Registry { name, .. } => {
-                valid(name)?;
-                let message = format!(
-                    "`{name}` is no built-in worker, and the public registry of workers is not part of this version: add a folder or an image"
-                );
-                Err(WorkerError::Registry { message })
-            }
-        }
-    }
-
-    fn local(&self, path: &Path) -> Result<Wanted, WorkerError> {
-        let path = match path.strip_prefix("~") {
-            Ok(rest) => Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(rest),
-            Err(_) => self.root.join(path),
-        };
-        let bad = |reason: String| WorkerError::BadRequest { function_id: "worker::add".into(), reason };
-        let folder = path.canonicalize().map_err(|error| bad(format!("{}: {error}", path.display())))?;
-        let (plan, verdict) = project::read(&folder);
-        let plan = plan.ok_or_else(|| bad(verdict.errors.join("; ")))?;
-        if plan.name.starts_with("iii-") && BUILTINS.contains(&plan.name.as_str()) {
-            let reason = "it is the name of a built-in worker".to_owned();
-            return Err(WorkerError::InvalidName { name: plan.name, reason });
-        }
-        Ok(Wanted {
-            name: plan.name,
-            source: EntrySource::Local(folder),
-            image: Some(plan.image),
-            warnings: verdict.warnings,
-        })
     }
 
     async fn fetch(&self, image: &str, progress: &watch::Sender<Option<Report>>) -> Result<(), WorkerError> {
@@ -424,19 +353,6 @@ impl Workers {
     }
 }
 
-/// # Errors
-/// [`WorkerError::InvalidName`]
-pub(crate) fn valid(name: &str) -> Result<(), WorkerError> {
-    check_name(name).map_err(|reason| WorkerError::InvalidName { name: name.to_owned(), reason })
-}
-
-/// The last part of a reference's path, without tag and digest.
-fn oci_name(reference: &str) -> String {
-    let reference = reference.split('@').next().unwrap_or(reference);
-    let last = reference.rsplit('/').next().unwrap_or(reference);
-    last.split(':').next().unwrap_or(last).to_owned()
-}
-
 /// Which engine this daemon belongs to: its pid, which a container may give to each engine anew, and when it started.
 fn engine_id() -> String {
     let pid = std::env::var("III_ENGINE_PID").unwrap_or_else(|_| "none".into());
@@ -447,22 +363,8 @@ fn engine_id() -> String {
 }
 
 fn part_of_engine(name: &str) -> WorkerError {
-    WorkerError::Registry { message: format!("`{name}` is part of the engine: it runs when the engine does") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_images_worker_is_called_after_its_last_part() {
-        for (reference, name) in [
-            ("ghcr.io/acme/scorer:2", "scorer"),
-            ("localhost:5000/scorer", "scorer"),
-            ("a/b@sha256:0123", "b"),
-            ("a/b:1@sha256:0123", "b"),
-        ] {
-            assert_eq!(oci_name(reference), name);
-        }
+    WorkerError::BadRequest {
+        function_id: "worker::start".into(),
+        reason: format!("`{name}` is part of the engine: it runs when the engine does"),
     }
 }

@@ -1,0 +1,164 @@
+//! The command line: what all commands share, and the commands at the top.
+
+mod sandbox;
+mod values;
+mod worker;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+pub(crate) use self::sandbox::{
+    Download, Sandbox, SandboxCreate, SandboxExec, SandboxList, SandboxRun, SandboxStop, Upload,
+};
+pub(crate) use self::worker::{Add, Clear, Exec, List, Logs, Remove, Start, Status, Stop, Validate, Worker};
+
+/// A backend in one binary: an engine that routes calls between workers, and workers in microVMs.
+///
+/// Without a command, starts the engine.
+#[derive(Parser)]
+#[command(
+    name = "iii",
+    disable_version_flag = true,
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true
+)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) engine: Engine,
+    /// Print the version.
+    #[arg(short, long)]
+    pub(crate) version: bool,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// What the engine takes.
+#[derive(Args)]
+pub(crate) struct Engine {
+    /// Configuration file [default: config.yaml].
+    #[arg(short, long, value_name = "PATH", conflicts_with = "use_default_config")]
+    pub(crate) config: Option<PathBuf>,
+    /// Built-in configuration, no file.
+    #[arg(long)]
+    pub(crate) use_default_config: bool,
+    /// No background look for new versions; there is none in this version.
+    #[arg(long)]
+    pub(crate) no_update_check: bool,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Call a function and print its result.
+    Trigger(Trigger),
+    /// Add, start, stop and look at workers in microVMs.
+    #[command(subcommand, arg_required_else_help = true)]
+    Worker(Worker),
+    /// Check what this machine has and lacks.
+    Doctor(Doctor),
+}
+
+impl Command {
+    /// Whether errors are to be JSON too.
+    pub(crate) fn wants_json(&self) -> bool {
+        match self {
+            Self::Trigger(_) => false,
+            Self::Doctor(doctor) => doctor.json,
+            Self::Worker(worker) => worker.to().json,
+        }
+    }
+}
+
+/// Which engine.
+#[derive(Args, Clone)]
+pub(crate) struct Address {
+    /// Host of the engine.
+    #[arg(long, default_value = "localhost", value_name = "HOST")]
+    pub(crate) address: String,
+    /// Worker port of the engine.
+    #[arg(long, default_value_t = 49134, value_name = "PORT", env = "III_PORT")]
+    pub(crate) port: u16,
+}
+
+/// Which engine, and how to answer.
+#[derive(Args, Clone)]
+pub(crate) struct To {
+    #[command(flatten)]
+    pub(crate) address: Address,
+    /// The answer, where there is one, and errors as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Trigger {
+    /// Function to call, such as `billing::invoice::create`.
+    pub(crate) function_path: Option<String>,
+    /// Fields of the payload, `key=value`; a value that is JSON is taken as such.
+    pub(crate) kv: Vec<String>,
+    /// Payload as JSON; `key=value` fields replace its own.
+    #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
+    pub(crate) json: Option<String>,
+    #[command(flatten)]
+    pub(crate) address: Address,
+    /// How long to wait, connection included.
+    #[arg(long, default_value_t = 30_000, value_name = "MS")]
+    pub(crate) timeout_ms: u64,
+    /// Help; after a function's id, help on that function.
+    #[arg(short, long)]
+    pub(crate) help: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    pub(crate) address: Address,
+    /// Print the findings as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_command_lines_are_usage_errors() {
+        for line in [
+            "start",
+            "bogus",
+            "install x",
+            "list",
+            "info",
+            "--config a.yaml --use-default-config",
+            "trigger x --function-id y",
+            "trigger x --payload {}",
+            "worker remove",
+            "worker info",
+            "worker exec a",
+            "worker exec a -e B -- c",
+        ] {
+            let words = std::iter::once("iii").chain(line.split(' '));
+            assert!(Arguments::try_parse_from(words).is_err(), "{line}");
+        }
+        for line in [
+            "",
+            "--use-default-config",
+            "-c a.yaml --no-update-check",
+            "-v",
+            "trigger",
+            "trigger a b=c",
+            "worker exec a -- b -c",
+        ] {
+            let words = std::iter::once("iii").chain(line.split(' ').filter(|word| !word.is_empty()));
+            assert!(Arguments::try_parse_from(words).is_ok(), "{line}");
+        }
+    }
+}
