@@ -4,6 +4,7 @@
 //! functions/  a file per function: decode, call, encode
 //! sandbox/    short-lived machines: limits, reaper
 //! worker/     declared ones: manifest, store, supervisor, watcher
+//! serve       one daemon, from its functions to its end
 //! machine     where image, VM and guest meet
 //! ```
 //! Knows no driver and no guest packet: those are `iii-vm`'s.
@@ -21,6 +22,7 @@ mod lifeline;
 mod machine;
 mod sandbox;
 mod scratch;
+mod serve;
 mod sys;
 mod worker;
 
@@ -38,6 +40,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::SandboxConfig;
 use crate::home::{Home, NotOwned};
 use crate::machine::Machines;
+use crate::serve::Project;
 
 #[derive(Parser)]
 #[command(name = "iii-daemon", version)]
@@ -144,19 +147,11 @@ fn main() -> ExitCode {
         });
         info!(engine = common.engine, "started");
         match (&arguments.daemon, sandbox_config) {
-            (Daemon::Sandboxes { .. }, Some(config)) => {
-                sandbox::run(config, machines, client, stop).await;
-            }
+            (Daemon::Sandboxes { .. }, Some(config)) => serve::sandboxes(config, machines, client, stop).await,
             (Daemon::Workers { project_root, config_file, .. }, _) => {
-                let project_root = std::path::absolute(project_root).unwrap_or_else(|_| project_root.clone());
-                let config_file = project_root.join(config_file);
-                worker::run(
-                    worker::DaemonConfig { project_root, config_file, engine_port: port },
-                    machines,
-                    client,
-                    stop,
-                )
-                .await;
+                let root = std::path::absolute(project_root).unwrap_or_else(|_| project_root.clone());
+                let config_file = root.join(config_file);
+                serve::workers(Project { root, config_file, engine_port: port }, machines, client, stop).await;
             }
             (Daemon::Sandboxes { .. }, None) => {}
         }

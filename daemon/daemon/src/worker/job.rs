@@ -11,11 +11,11 @@ use crate::boot_error::BootError;
 use crate::machine::{BootRequest, GATEWAY, Network, Scratch, Watch as Progress};
 use crate::worker::disk;
 use crate::worker::environment;
+use crate::worker::host::Host;
 use crate::worker::manifest::{DEFAULT_CPUS, DEFAULT_MEMORY_MIB};
 use crate::worker::project::{self, Plan};
 use crate::worker::provision;
 use crate::worker::store::{Entry, EntrySource};
-use crate::worker::supervisor::Host;
 
 /// Between SIGTERM and SIGKILL of a worker's process.
 const GRACE_MS: u64 = 2000;

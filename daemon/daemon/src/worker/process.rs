@@ -9,10 +9,11 @@ use guest_protocol::SuperviseRequest;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::info;
 
+use crate::worker::host::Host;
 use crate::worker::logs::Output;
 use crate::worker::provision::Provision;
-use crate::worker::supervisor::{Supervisor, changed};
-use crate::worker::watch::{Change, Watch};
+use crate::worker::report::Teller;
+use crate::worker::watch::{Change, Watch, changed};
 use crate::worker::{manifest, project, source};
 
 /// Pause before a process that ended by itself is started again; doubled each time.
@@ -33,7 +34,8 @@ const SILENT: Duration = Duration::from_millis(500);
 
 /// A process and all it needs.
 pub(crate) struct Process<'a> {
-    pub(crate) supervisor: &'a Supervisor,
+    pub(crate) teller: &'a Teller,
+    pub(crate) host: &'a Host,
     pub(crate) guest: &'a Guest,
     pub(crate) command: &'a SuperviseRequest,
     /// `None`: nothing is copied and nothing installed.
@@ -69,9 +71,9 @@ struct Started {
 impl Process<'_> {
     /// Runs it until its source asks for more than a restart.
     pub(crate) async fn run(&self, watch: &mut Option<Watch>) -> Result<Next, WorkerError> {
-        let failed = |error: GuestError| self.supervisor.guest_failure("start", &error);
-        self.supervisor.log.new_chapter();
-        self.supervisor.say(Phase::Starting, "starting its process");
+        let failed = |error: GuestError| self.teller.guest_failure("start", &error);
+        self.teller.log.new_chapter();
+        self.teller.say(Phase::Starting, "starting its process");
         let mut life = Life { asked_ms: unix_ms(), ..Life::default() };
         let mut program = self.guest.supervise(self.command.clone()).await.map_err(failed)?;
         let mut pause = FIRST_PAUSE;
@@ -80,12 +82,12 @@ impl Process<'_> {
         loop {
             tokio::select! {
                 event = program.next() => match event.map_err(failed)? {
-                    SupervisedEvent::Stdout(bytes) => self.supervisor.log.write(Output::Stdout, &bytes),
-                    SupervisedEvent::Stderr(bytes) => self.supervisor.log.write(Output::Stderr, &bytes),
+                    SupervisedEvent::Stdout(bytes) => self.teller.log.write(Output::Stdout, &bytes),
+                    SupervisedEvent::Stderr(bytes) => self.teller.log.write(Output::Stderr, &bytes),
                     SupervisedEvent::Started { .. } => {
                         let now = Instant::now();
                         life.started = Some(Started { at: now, at_ms: life.asked_ms, seen: None, looked: now, ready: false });
-                        self.supervisor.say(Phase::Starting, "its process runs, and has not connected to the engine yet");
+                        self.teller.say(Phase::Starting, "its process runs, and has not connected to the engine yet");
                     }
                     SupervisedEvent::Exited { code } => {
                         let long = life.started.take().is_some_and(|started| started.at.elapsed() > LONG_LIFE);
@@ -101,8 +103,8 @@ impl Process<'_> {
                 },
                 () = sleep_until(life.again.unwrap_or_else(Instant::now)), if life.again.is_some() => {
                     life.again = None;
-                    self.supervisor.log.new_chapter();
-                    self.supervisor.change(|report| report.restarts += 1);
+                    self.teller.log.new_chapter();
+                    self.teller.change(|report| report.restarts += 1);
                     life.asked_ms = unix_ms();
                     program.restart().await.map_err(failed)?;
                 }
@@ -117,7 +119,7 @@ impl Process<'_> {
                         life.restarting = life.started.is_some();
                         life.again = None;
                         pause = FIRST_PAUSE;
-                        self.supervisor.log.new_chapter();
+                        self.teller.log.new_chapter();
                         life.asked_ms = unix_ms();
                         program.restart().await.map_err(failed)?;
                     }
@@ -135,8 +137,8 @@ impl Process<'_> {
             if self.command.argv.is_empty() { self.command.command.clone() } else { self.command.argv.join(" ") };
         let command = command.trim_start_matches("exec ");
         let reason = format!("`{command}` ended with exit status {code}");
-        self.supervisor.fail(self.supervisor.failure("start", reason, Some(code)));
-        self.supervisor.log.note(&format!("starting it again in {} ms", pause.as_millis()));
+        self.teller.fail(self.teller.failure("start", reason, Some(code)));
+        self.teller.log.note(&format!("starting it again in {} ms", pause.as_millis()));
     }
 
     /// Asks the engine whether it knows the worker, over a connection of this life.
@@ -144,7 +146,7 @@ impl Process<'_> {
         if started.ready && started.looked.elapsed() < RARE_LOOK {
             return;
         }
-        let functions = self.supervisor.host.connection(&self.supervisor.entry.name, started.at_ms).await;
+        let functions = self.host.connection(&self.teller.entry.name, started.at_ms).await;
         started.looked = Instant::now();
         let known = match functions {
             None => {
@@ -160,11 +162,11 @@ impl Process<'_> {
         if known {
             let elapsed_ms = u64::try_from(started.at.elapsed().as_millis()).unwrap_or(u64::MAX);
             let functions = functions.unwrap_or(0);
-            info!(worker = self.supervisor.entry.name, functions, elapsed_ms, "worker ready");
-            self.supervisor.say(Phase::Ready, &format!("{functions} functions registered"));
-            self.supervisor.change(|report| report.failure = None);
+            info!(worker = self.teller.entry.name, functions, elapsed_ms, "worker ready");
+            self.teller.say(Phase::Ready, &format!("{functions} functions registered"));
+            self.teller.change(|report| report.failure = None);
         } else {
-            self.supervisor.say(Phase::Starting, "its process runs, and its connection to the engine is gone");
+            self.teller.say(Phase::Starting, "its process runs, and its connection to the engine is gone");
         }
     }
 
@@ -180,7 +182,7 @@ impl Process<'_> {
             match plan {
                 None => {
                     let problem = format!("the manifest is not valid any more: {}", verdict.errors.join("; "));
-                    self.supervisor.log.note(&problem);
+                    self.teller.log.note(&problem);
                     return Ok(Heeded::Nothing);
                 }
                 Some(plan) if plan != *provision.plan => return Ok(Heeded::Next(Next::Reboot)),
@@ -188,17 +190,17 @@ impl Process<'_> {
             }
         }
         provision.copy(change).await?;
-        info!(worker = self.supervisor.entry.name, "source changed");
+        info!(worker = self.teller.entry.name, "source changed");
         Ok(if names(&source::is_dependency_file) { Heeded::Next(Next::Install) } else { Heeded::Restart })
     }
 
     async fn stop(&self, mut program: Supervised) -> Result<(), WorkerError> {
-        let failed = |error: GuestError| self.supervisor.guest_failure("start", &error);
+        let failed = |error: GuestError| self.teller.guest_failure("start", &error);
         program.stop().await.map_err(failed)?;
         loop {
             match program.next().await.map_err(failed)? {
-                SupervisedEvent::Stdout(bytes) => self.supervisor.log.write(Output::Stdout, &bytes),
-                SupervisedEvent::Stderr(bytes) => self.supervisor.log.write(Output::Stderr, &bytes),
+                SupervisedEvent::Stdout(bytes) => self.teller.log.write(Output::Stdout, &bytes),
+                SupervisedEvent::Stderr(bytes) => self.teller.log.write(Output::Stderr, &bytes),
                 SupervisedEvent::Started { .. } | SupervisedEvent::Exited { .. } => {}
                 SupervisedEvent::Ended => return Ok(()),
             }

@@ -16,8 +16,8 @@ use tokio_util::io::StreamReader;
 
 use crate::worker::logs::{self, printable};
 use crate::worker::project::Plan;
+use crate::worker::report::Teller;
 use crate::worker::source;
-use crate::worker::supervisor::Supervisor;
 use crate::worker::watch::Change;
 
 /// Where a worker's source is in its guest.
@@ -32,7 +32,7 @@ const CHUNKS_IN_FLIGHT: usize = 8;
 
 /// One worker's source and guest.
 pub(crate) struct Provision<'a> {
-    pub(crate) supervisor: &'a Supervisor,
+    pub(crate) teller: &'a Teller,
     pub(crate) guest: &'a Guest,
     pub(crate) folder: &'a Path,
     pub(crate) plan: &'a Plan,
@@ -61,12 +61,12 @@ impl Provision<'_> {
             return Ok(());
         }
         if replace {
-            self.supervisor.say(Phase::Preparing, "copying the source");
+            self.teller.say(Phase::Preparing, "copying the source");
         }
         let keep = source::KEPT_BY_GUEST.map(str::to_owned).to_vec();
         let archive = StreamReader::new(Box::pin(packed(self.folder.to_owned(), paths)));
         let synced = self.guest.sync(ROOT, gone, replace, keep, archive).await;
-        synced.map(|_| ()).map_err(|error| self.supervisor.guest_failure("source", &error))
+        synced.map(|_| ()).map_err(|error| self.teller.guest_failure("source", &error))
     }
 
     /// Runs `setup` and `install` as far as this disk has not seen them yet.
@@ -93,7 +93,7 @@ impl Provision<'_> {
             file.write(&text).await?;
             file.finish().await
         };
-        writing.await.map(|_| ()).map_err(|error: GuestError| self.supervisor.guest_failure("install", &error))
+        writing.await.map(|_| ()).map_err(|error: GuestError| self.teller.guest_failure("install", &error))
     }
 
     async fn prepared(&self) -> Result<Prepared, WorkerError> {
@@ -112,7 +112,7 @@ impl Provision<'_> {
         match reading.await {
             Ok(text) => Ok(serde_json::from_slice(&text).unwrap_or_default()),
             Err(GuestError::Failed(_)) => Ok(Prepared::default()),
-            Err(error) => Err(self.supervisor.guest_failure("install", &error)),
+            Err(error) => Err(self.teller.guest_failure("install", &error)),
         }
     }
 
@@ -120,21 +120,21 @@ impl Provision<'_> {
         if script.trim().is_empty() {
             return Ok(());
         }
-        self.supervisor.say(Phase::Installing, &format!("{step}: {script}"));
-        self.supervisor.log.new_chapter();
-        self.supervisor.log.note(&format!("{step}: {script}"));
+        self.teller.say(Phase::Installing, &format!("{step}: {script}"));
+        self.teller.log.new_chapter();
+        self.teller.log.note(&format!("{step}: {script}"));
         match self.run(script).await.map_err(|error| with_step(error, step))? {
             0 => Ok(()),
             code => {
                 let reason = format!("`{script}` ended with exit status {code}");
-                Err(self.supervisor.failure(step, reason, Some(code)))
+                Err(self.teller.failure(step, reason, Some(code)))
             }
         }
     }
 
     /// Runs a shell script and returns its exit status.
     async fn run(&self, script: &str) -> Result<i32, WorkerError> {
-        let failed = |error: GuestError| self.supervisor.guest_failure("install", &error);
+        let failed = |error: GuestError| self.teller.guest_failure("install", &error);
         let request = ExecRequest {
             argv: vec!["/bin/sh".into(), "-c".into(), script.to_owned()],
             workdir: Some(ROOT.to_owned()),
@@ -151,10 +151,10 @@ impl Provision<'_> {
     }
 
     fn heard(&self, output: logs::Output, bytes: &[u8]) {
-        self.supervisor.log.write(output, bytes);
+        self.teller.log.write(output, bytes);
         let line = bytes.split(|byte| *byte == b'\n').map(printable).rfind(|line| !line.is_empty());
         if let Some(line) = line {
-            self.supervisor.change(|report| report.detail = line.chars().take(160).collect());
+            self.teller.change(|report| report.detail = line.chars().take(160).collect());
         }
     }
 }

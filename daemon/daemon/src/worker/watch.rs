@@ -170,6 +170,14 @@ impl Shared {
     }
 }
 
+/// The next change, or never where nothing is watched.
+pub(crate) async fn changed(watch: &mut Option<Watch>) -> Change {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

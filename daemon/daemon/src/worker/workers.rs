@@ -17,10 +17,12 @@ use tracing::{info, warn};
 
 use crate::machine::BootProgress;
 use crate::worker::disk;
+use crate::worker::host::Host;
 use crate::worker::lock;
 use crate::worker::manifest::check_name;
+use crate::worker::report::Report;
 use crate::worker::store::{Entry, EntrySource, Store};
-use crate::worker::supervisor::{Handle, Host, Report};
+use crate::worker::supervisor::Handle;
 use crate::worker::wanted::{Wanted, valid};
 
 /// How long a roll-back waits for an operation that holds the lock.
