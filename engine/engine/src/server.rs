@@ -58,11 +58,18 @@ impl EngineError {
     }
 }
 
+/// What a connection is served with.
 #[derive(Clone)]
-struct Shared {
+pub(crate) struct Shared {
     hub: Arc<Hub>,
     origin: Origin,
     stop: CancellationToken,
+}
+
+impl Shared {
+    pub(crate) fn of(hub: Arc<Hub>) -> Self {
+        Self { hub, origin: Origin::default(), stop: CancellationToken::new() }
+    }
 }
 
 /// Listens, starts the daemons, and serves until `stop` is cancelled; then takes everything down.
@@ -73,8 +80,8 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), Engine
     let hub = Hub::new();
     let mut tasks = JoinSet::new();
     // Peers outlive `stop`: the daemons still have things to say while they end.
-    let peers_stop = CancellationToken::new();
-    let shared = Shared { hub: Arc::clone(&hub), origin: Origin::default(), stop: peers_stop.clone() };
+    let shared = Shared::of(Arc::clone(&hub));
+    let peers_stop = shared.stop.clone();
     let mut ports = Vec::new();
     for Listener { host, port } in &config.listeners {
         let listen = |source| EngineError::Listen { host: host.clone(), port: *port, source };
@@ -109,7 +116,7 @@ async fn tick(hub: Arc<Hub>, stop: CancellationToken) {
 }
 
 /// Accepts workers until `stop`, then waits for their connections to end.
-async fn accept_tcp(listener: TcpListener, shared: Shared) {
+pub(crate) async fn accept_tcp(listener: TcpListener, shared: Shared) {
     let mut peers = JoinSet::new();
     loop {
         tokio::select! {
