@@ -114,11 +114,11 @@ impl Router {
         connection.metadata = Some(Metadata {
             name: said.name.and_then(|name| clean(&name)).or(before.name),
             description: said.description.and_then(|text| clean(&text)).or(before.description),
-            runtime: said.runtime,
-            version: said.version,
-            os: said.os.or(before.os),
+            runtime: said.runtime.and_then(|text| clean(&text)),
+            version: said.version.and_then(|text| clean(&text)),
+            os: said.os.and_then(|text| clean(&text)).or(before.os),
             pid: said.pid.or(before.pid),
-            isolation: said.isolation.or(before.isolation),
+            isolation: said.isolation.and_then(|text| clean(&text)).or(before.isolation),
         });
         let worker = connection.worker;
         self.announce_worker("worker_metadata_updated", worker);

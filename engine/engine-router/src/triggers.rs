@@ -9,6 +9,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::limits::Weight;
 use crate::router::{ConnId, Router};
 
 /// Always there; their provider is the engine.
@@ -51,7 +52,15 @@ impl Router {
             return;
         }
         let id = kind.id.clone();
-        self.trigger_types.insert(id.clone(), TriggerType { owner: conn, kind });
+        let before = self.trigger_types.get(&id).filter(|known| known.owner == conn).map(|known| known.kind.bytes());
+        if let Err(error) = self.make_room(conn, before, &kind) {
+            return self.refuse(conn, error);
+        }
+        if let Some(old) = self.trigger_types.insert(id.clone(), TriggerType { owner: conn, kind })
+            && old.owner != conn
+        {
+            self.give_back(old.owner, &old.kind);
+        }
         let waiting: Vec<RegisterTrigger> = self
             .triggers
             .values()
@@ -64,13 +73,20 @@ impl Router {
     }
 
     pub(crate) fn unregister_trigger_type(&mut self, conn: ConnId, id: &str) {
-        if self.trigger_types.get(id).is_some_and(|kind| kind.owner == conn) {
-            self.trigger_types.remove(id);
+        if self.trigger_types.get(id).is_some_and(|kind| kind.owner == conn)
+            && let Some(gone) = self.trigger_types.remove(id)
+        {
+            self.give_back(conn, &gone.kind);
         }
     }
 
     pub(crate) fn register_trigger(&mut self, conn: ConnId, trigger: RegisterTrigger) {
         let kind = trigger.trigger_type.clone();
+        let before = self.triggers.get(&trigger.id).filter(|stored| stored.owner == conn);
+        if let Err(error) = self.make_room(conn, before.map(|stored| stored.trigger.bytes()), &trigger) {
+            let error = ErrorBody::new("trigger_registration_failed", error.message);
+            return self.answer_binding(conn, &trigger, error);
+        }
         let provider = self.trigger_types.get(&kind).map(|kind| kind.owner);
         if let Some(provider) = provider {
             self.send(provider, Message::RegisterTrigger(trigger.clone()));
@@ -81,22 +97,29 @@ impl Router {
                 }
                 None => format!("no worker provides trigger type `{kind}`; it is bound when one does"),
             };
-            let error = Some(ErrorBody::new("trigger_type_not_found", message));
-            self.send(
-                conn,
-                Message::TriggerRegistrationResult(TriggerRegistrationResult {
-                    id: trigger.id.clone(),
-                    trigger_type: Some(kind),
-                    function_id: Some(trigger.function_id.clone()),
-                    error,
-                }),
-            );
+            self.answer_binding(conn, &trigger, ErrorBody::new("trigger_type_not_found", message));
         }
-        self.triggers.insert(trigger.id.clone(), Trigger { owner: conn, trigger });
+        if let Some(old) = self.triggers.insert(trigger.id.clone(), Trigger { owner: conn, trigger })
+            && old.owner != conn
+        {
+            self.give_back(old.owner, &old.trigger);
+        }
+    }
+
+    /// Only errors are answered.
+    pub(crate) fn answer_binding(&mut self, conn: ConnId, trigger: &RegisterTrigger, error: ErrorBody) {
+        let result = TriggerRegistrationResult {
+            id: trigger.id.clone(),
+            trigger_type: Some(trigger.trigger_type.clone()),
+            function_id: Some(trigger.function_id.clone()),
+            error: Some(error),
+        };
+        self.send(conn, Message::TriggerRegistrationResult(result));
     }
 
     pub(crate) fn unregister_trigger(&mut self, id: &str) {
         let Some(stored) = self.triggers.remove(id) else { return };
+        self.give_back(stored.owner, &stored.trigger);
         let kind = stored.trigger.trigger_type;
         if let Some(provider) = self.trigger_types.get(&kind).map(|kind| kind.owner)
             && self.connections.contains_key(&provider)
@@ -113,15 +136,10 @@ impl Router {
         if self.trigger_types.get(kind).is_none_or(|kind| kind.owner != conn) || result.error.is_none() {
             return;
         }
-        let Some(stored) = self.triggers.remove(&result.id) else { return };
+        let (Some(error), Some(stored)) = (result.error, self.triggers.remove(&result.id)) else { return };
+        self.give_back(stored.owner, &stored.trigger);
         if self.connections.contains_key(&stored.owner) {
-            let refusal = TriggerRegistrationResult {
-                id: result.id,
-                trigger_type: Some(stored.trigger.trigger_type),
-                function_id: Some(stored.trigger.function_id),
-                error: result.error,
-            };
-            self.send(stored.owner, Message::TriggerRegistrationResult(refusal));
+            self.answer_binding(stored.owner, &stored.trigger, error);
         }
     }
 
