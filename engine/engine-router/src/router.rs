@@ -118,7 +118,8 @@ pub struct Router {
     /// Live providers of each function, newest last.
     pub(crate) functions: BTreeMap<String, Vec<Provider>>,
     pub(crate) pending: HashMap<Uuid, Pending>,
-    pub(crate) trigger_types: BTreeMap<String, TriggerType>,
+    /// Live providers of each type, newest last.
+    pub(crate) trigger_types: BTreeMap<String, Vec<TriggerType>>,
     pub(crate) triggers: BTreeMap<String, Trigger>,
     pub(crate) announced: HashSet<String>,
     pub(crate) effects: Vec<Effect>,
@@ -188,10 +189,8 @@ impl Router {
             Message::UnregisterFunction(function) => self.unregister_function(conn, &function.id),
             Message::RegisterTriggerType(kind) => self.register_trigger_type(conn, kind),
             Message::UnregisterTriggerType(kind) => self.unregister_trigger_type(conn, &kind.id),
-            Message::RegisterTrigger(trigger) if self.refuse_trigger(conn, &trigger.id) => {}
             Message::RegisterTrigger(trigger) => self.register_trigger(conn, trigger),
-            Message::UnregisterTrigger(trigger) if self.refuse_trigger(conn, &trigger.id) => {}
-            Message::UnregisterTrigger(trigger) => self.unregister_trigger(&trigger.id),
+            Message::UnregisterTrigger(trigger) => self.unregister_trigger(conn, &trigger.id),
             Message::TriggerRegistrationResult(result) => self.trigger_result(conn, result),
             Message::Reattach(reattach) if first => self.reattach(conn, &reattach),
             Message::Ping => self.send(conn, Message::Pong),

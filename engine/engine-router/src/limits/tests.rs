@@ -129,7 +129,7 @@ fn counted(router: &Router, conn: ConnId) -> Held {
     for provider in router.functions.values().flatten().filter(|provider| provider.conn == conn) {
         held.add(Thing::Function, provider.function.bytes());
     }
-    for known in router.trigger_types.values().filter(|known| known.owner == conn) {
+    for known in router.trigger_types.values().flatten().filter(|known| known.owner == conn) {
         held.add(Thing::TriggerType, known.kind.bytes());
     }
     for stored in router.triggers.values().filter(|stored| stored.owner == conn) {
