@@ -17,6 +17,7 @@ mod children;
 mod config;
 mod hub;
 mod peer;
+mod progress;
 mod server;
 mod sys;
 

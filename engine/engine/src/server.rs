@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use crate::children::Children;
 use crate::config::{Config, Listener};
 use crate::hub::{Hub, Origin};
+use crate::progress::{Noting, Progress};
 use crate::{channels, peer};
 
 /// How long an upgraded connection may take to say what it wants.
@@ -63,12 +64,14 @@ impl EngineError {
 pub(crate) struct Shared {
     hub: Arc<Hub>,
     origin: Origin,
+    /// Of this connection's socket.
+    progress: Progress,
     stop: CancellationToken,
 }
 
 impl Shared {
     pub(crate) fn of(hub: Arc<Hub>) -> Self {
-        Self { hub, origin: Origin::default(), stop: CancellationToken::new() }
+        Self { hub, origin: Origin::default(), progress: Progress::new(), stop: CancellationToken::new() }
     }
 }
 
@@ -186,6 +189,9 @@ async fn first_line(socket: &mut UnixStream) -> io::Result<Vec<u8>> {
 
 async fn http(socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, shared: Shared) {
     let stop = shared.stop.clone();
+    let progress = Progress::new();
+    let socket = Noting::new(socket, progress.clone());
+    let shared = Shared { progress, ..shared };
     let routes = Routes::new()
         .route("/", get(control))
         .route("/otel", get(telemetry))
@@ -204,7 +210,7 @@ async fn control(upgrade: WebSocketUpgrade, State(shared): State<Shared>) -> Res
     upgrade
         .max_message_size(MAX_MESSAGE_BYTES)
         .max_frame_size(MAX_FRAME_BYTES)
-        .on_upgrade(move |socket| peer::serve(socket, shared.hub, shared.origin, shared.stop))
+        .on_upgrade(move |socket| peer::serve(socket, shared.progress, shared.hub, shared.origin, shared.stop))
 }
 
 async fn telemetry(upgrade: WebSocketUpgrade, State(shared): State<Shared>) -> Response {
