@@ -135,7 +135,8 @@ mod tests {
     async fn writing() -> (impl Future<Output = ()>, DuplexStream) {
         let (ours, theirs) = tokio::io::duplex(1024);
         let progress = Progress::new();
-        let socket = WebSocketStream::from_raw_socket(Noting::new(ours, progress.clone()), Role::Server, None).await;
+        let socket =
+            WebSocketStream::from_raw_socket(Noting::new(ours, progress.clone(), None), Role::Server, None).await;
         let sink: Pin<Box<dyn Sink<Frame, Error = Error>>> = Box::pin(socket.with(|frame: Frame| async move {
             let Frame::Text(text) = frame else { panic!("the engine writes text") };
             Ok(Message::text(text.as_str()))

@@ -9,6 +9,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use crate::vms::Seat;
+
 /// When a socket last took bytes.
 #[derive(Clone)]
 pub(crate) struct Progress(Arc<Mutex<Instant>>);
@@ -54,11 +56,13 @@ impl Progress {
 pub(crate) struct Noting<S> {
     socket: S,
     progress: Progress,
+    /// Held for as long as the socket is there, whoever holds that.
+    _seat: Option<Seat>,
 }
 
 impl<S> Noting<S> {
-    pub(crate) fn new(socket: S, progress: Progress) -> Self {
-        Self { socket, progress }
+    pub(crate) fn new(socket: S, progress: Progress, seat: Option<Seat>) -> Self {
+        Self { socket, progress, _seat: seat }
     }
 
     fn noted(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -114,7 +118,7 @@ mod tests {
     fn socket() -> (Noting<DuplexStream>, Progress, DuplexStream) {
         let (ours, theirs) = tokio::io::duplex(4);
         let progress = Progress::new();
-        (Noting::new(ours, progress.clone()), progress, theirs)
+        (Noting::new(ours, progress.clone(), None), progress, theirs)
     }
 
     #[tokio::test(start_paused = true)]
