@@ -84,7 +84,9 @@ impl From<CallError> for Failure {
                 .hint("start the engine with `iii`, or name another with --address and --port"),
             CallError::Timeout { .. } => Self::new(error.to_string())
                 .hint("does the engine run at this address and port, and does the worker answer? `iii trigger` waits longer with --timeout-ms"),
-            CallError::Closed | CallError::Payload(_) | CallError::Channel(_) => Self::new(error.to_string()),
+            CallError::Closed | CallError::Payload(_) | CallError::Channel(_) | CallError::Aborted(_) => {
+                Self::new(error.to_string())
+            }
         }
     }
 }

@@ -7,6 +7,8 @@ use futures_util::{SinkExt, StreamExt};
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message as Frame;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use crate::client::CallError;
@@ -29,9 +31,14 @@ pub enum Item {
 }
 
 /// The end that data comes out of. Dropping it ends the channel for its writer.
-pub struct ChannelReader(Socket);
+pub struct ChannelReader {
+    socket: Socket,
+    /// Nothing more is to be told: neither data, nor how it ended.
+    ended: bool,
+}
 
-/// The end that data goes into, with back-pressure. Dropping it ends the data, as [`ChannelWriter::close`] does.
+/// The end that data goes into, with back-pressure. Dropping it breaks the channel off: only after
+/// [`ChannelWriter::close`] the reader takes what came for the whole.
 pub struct ChannelWriter {
     sink: SplitSink<Socket, Frame>,
     stream: SplitStream<Socket>,
@@ -58,7 +65,8 @@ fn escape(text: &str) -> String {
 
 pub(crate) async fn open_reader(engine: &str, end: &ChannelRef) -> Result<ChannelReader, CallError> {
     expect(end, Direction::Read)?;
-    dial(&url(engine, end)).await.map(ChannelReader).map_err(CallError::Channel)
+    let socket = dial(&url(engine, end)).await.map_err(CallError::Channel)?;
+    Ok(ChannelReader { socket, ended: false })
 }
 
 pub(crate) async fn open_writer(engine: &str, end: &ChannelRef) -> Result<ChannelWriter, CallError> {
@@ -75,18 +83,34 @@ fn expect(end: &ChannelRef, direction: Direction) -> Result<(), CallError> {
 }
 
 impl ChannelReader {
-    /// The next message; `None` when the writer has finished. Cancel safe.
+    /// The next message; `None` when the writer has finished, or after an error. Cancel safe.
+    ///
+    /// # Errors
+    /// [`CallError::Aborted`]: writer, engine or connection went away before the writer had finished.
     pub async fn next(&mut self) -> Option<Result<Item, CallError>> {
+        if self.ended {
+            return None;
+        }
         loop {
-            return match self.0.next().await? {
-                Ok(Frame::Binary(bytes)) => Some(Ok(Item::Binary(bytes))),
-                Ok(Frame::Text(text)) => Some(Ok(Item::Text(text.as_str().to_owned()))),
-                Ok(Frame::Close(_)) => None,
-                Ok(_) => continue,
-                Err(error) => Some(Err(CallError::Channel(error.to_string()))),
+            let aborted = match self.socket.next().await {
+                Some(Ok(Frame::Binary(bytes))) => return Some(Ok(Item::Binary(bytes))),
+                Some(Ok(Frame::Text(text))) => return Some(Ok(Item::Text(text.as_str().to_owned()))),
+                Some(Ok(Frame::Close(close))) => why_broken(close),
+                Some(Ok(_)) => continue,
+                Some(Err(error)) => Some(error.to_string()),
+                None => Some("the connection ended".to_owned()),
             };
+            self.ended = true;
+            return aborted.map(|reason| Err(CallError::Aborted(reason)));
         }
     }
+}
+
+/// `None` for an orderly end.
+fn why_broken(close: Option<CloseFrame>) -> Option<String> {
+    let close = close.filter(|close| close.code != CloseCode::Normal)?;
+    let reason = close.reason.as_str();
+    Some(if reason.is_empty() { format!("closed with code {}", close.code) } else { reason.to_owned() })
 }
 
 impl ChannelWriter {
@@ -115,5 +139,61 @@ impl ChannelWriter {
     /// Resolves when the reader's side, or the engine, has ended the channel.
     pub async fn closed(&mut self) {
         while let Some(Ok(_)) = self.stream.next().await {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    /// What a reader is told when the engine sends one message and then `ending`; without one the socket just ends.
+    async fn told(ending: Option<Frame>) -> Vec<Result<Item, CallError>> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("ws://{}", listener.local_addr().expect("an address"));
+        let engine = tokio::spawn(async move {
+            let (socket, _) = listener.accept().await.expect("the reader");
+            let mut socket = tokio_tungstenite::accept_async(socket).await.expect("a WebSocket");
+            socket.send(Frame::text("half")).await.expect("sent");
+            if let Some(ending) = ending {
+                socket.send(ending).await.expect("sent");
+                while let Some(Ok(_)) = socket.next().await {}
+            }
+        });
+        let end = ChannelRef { channel_id: "c".into(), access_key: "k".into(), direction: Direction::Read };
+        let mut reader = open_reader(&url, &end).await.expect("a reader");
+        let mut told = Vec::new();
+        while let Some(item) = reader.next().await {
+            told.push(item);
+        }
+        assert!(reader.next().await.is_none(), "an end stays an end");
+        drop(reader);
+        engine.await.expect("the engine's side");
+        told
+    }
+
+    fn close(code: CloseCode, reason: &'static str) -> Option<Frame> {
+        Some(Frame::Close(Some(CloseFrame { code, reason: reason.into() })))
+    }
+
+    #[tokio::test]
+    async fn an_orderly_end_is_no_error() {
+        for ending in [Some(Frame::Close(None)), close(CloseCode::Normal, "stream_complete")] {
+            let told = told(ending).await;
+            assert!(matches!(&told[..], [Ok(Item::Text(text))] if text == "half"), "{told:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_breaks_off_is_an_error() {
+        for (ending, reason) in [
+            (close(CloseCode::Error, "the writer broke off"), "the writer broke off"),
+            (close(CloseCode::Away, ""), "1001"),
+            (None, "closing handshake"),
+        ] {
+            let told = told(ending).await;
+            let [Ok(_), Err(CallError::Aborted(said))] = &told[..] else { panic!("{told:?}") };
+            assert!(said.contains(reason), "{said}");
+        }
     }
 }

@@ -85,6 +85,9 @@ pub enum CallError {
     Payload(#[source] serde_json::Error),
     #[error("the channel cannot be used: {0}")]
     Channel(String),
+    /// What came so far is not all there was.
+    #[error("the channel broke off before its end: {0}")]
+    Aborted(String),
 }
 
 /// What must be said again after each reconnect.

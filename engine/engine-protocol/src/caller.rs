@@ -1,32 +1,29 @@
 //! Tells a handler who calls: `_caller_worker_id` goes into an object payload without taking the payload apart.
 
-use std::borrow::Cow;
-
 use serde_json::value::RawValue;
+
+use crate::members::without_member;
 
 const KEY: &str = "_caller_worker_id";
 
+/// The payload begins like an object and is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the payload is no JSON object, though it begins like one")]
+pub struct BadPayload;
+
 /// `data` with the caller's id as its first key. What is no object stays as it is; a key of that name that the caller
 /// supplied is replaced.
-#[must_use]
-pub fn with_caller(data: Box<RawValue>, caller: &str) -> Box<RawValue> {
+///
+/// # Errors
+/// [`BadPayload`]: whether the caller supplied the key cannot be told.
+pub fn with_caller(data: Box<RawValue>, caller: &str) -> Result<Box<RawValue>, BadPayload> {
     let text = data.get();
-    let Some(inside) = text.strip_prefix('{') else { return data };
-    // A key can be spelled with escapes; only then, or where it stands in plain sight, the object is taken apart.
-    let inside = if text.contains(KEY) || text.contains("\\u") { without_key(text) } else { Cow::Borrowed(inside) };
-    let comma = if inside.trim_start().starts_with('}') { "" } else { "," };
-    let written = format!("{{\"{KEY}\":\"{caller}\"{comma}{inside}");
-    RawValue::from_string(written).unwrap_or(data)
-}
-
-/// The object's members without the key, and the closing brace.
-fn without_key(text: &str) -> Cow<'_, str> {
-    let Ok(mut members) = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text) else {
-        return Cow::Borrowed(&text[1..]);
-    };
-    members.remove(KEY);
-    let written = serde_json::to_string(&members).unwrap_or_else(|_| "{}".into());
-    Cow::Owned(written[1..].to_owned())
+    if !text.starts_with('{') {
+        return Ok(data);
+    }
+    let inside = without_member(text, KEY).ok_or(BadPayload)?;
+    let comma = if inside.trim_start().is_empty() { "" } else { "," };
+    RawValue::from_string(format!("{{\"{KEY}\":\"{caller}\"{comma}{inside}}}")).map_err(|_| BadPayload)
 }
 
 #[cfg(test)]
@@ -36,7 +33,7 @@ mod tests {
 
     fn check(data: &str, wanted: &str) {
         let data = RawValue::from_string(data.to_owned()).expect("JSON");
-        assert_eq!(with_caller(data, "w").get(), wanted);
+        assert_eq!(with_caller(data, "w").expect("a payload").get(), wanted);
     }
 
     #[test]
@@ -49,12 +46,26 @@ mod tests {
         check(r#"{"\u005fcaller_worker_id":"me"}"#, r#"{"_caller_worker_id":"w"}"#);
     }
 
+    /// What serde_json's own types cannot hold is no way to keep the forged key, and is passed on as it is.
+    #[test]
+    fn a_forged_caller_does_not_survive_odd_values() {
+        let deep = "[".repeat(200) + &"]".repeat(200);
+        for odd in [r#""\ud800""#, "1e999", &deep, "123456789012345678901234567890", "1.50", r#""\u00e4""#] {
+            for forged in ["_caller_worker_id", r"\u005fcaller_worker_id", r"_caller_worker\u005Fid"] {
+                check(
+                    &format!(r#"{{"a":{odd},"{forged}":"me","b":{odd}}}"#),
+                    &format!(r#"{{"_caller_worker_id":"w","a":{odd},"b":{odd}}}"#),
+                );
+            }
+        }
+    }
+
     proptest! {
         /// Whatever the payload, the result is the payload with one key more.
         #[test]
         fn nothing_else_changes(keys in prop::collection::btree_map(".*", any::<i64>(), 0..8)) {
             let text = serde_json::to_string(&keys).expect("JSON");
-            let spliced = with_caller(RawValue::from_string(text).expect("JSON"), "w");
+            let spliced = with_caller(RawValue::from_string(text).expect("JSON"), "w").expect("a payload");
             let mut object: serde_json::Map<String, serde_json::Value> =
                 serde_json::from_str(spliced.get()).expect("an object");
             prop_assert_eq!(object.remove(KEY), Some("w".into()));

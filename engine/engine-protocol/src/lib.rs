@@ -13,9 +13,11 @@
 //! - Encoding leaves absent optionals out, except where a peer cannot do without (`data` of an invocation).
 
 mod caller;
+mod members;
 mod message;
 
-pub use caller::with_caller;
+pub use caller::{BadPayload, with_caller};
+pub use members::without_member;
 pub use message::{
     Action, ChannelRef, DecodeError, Direction, ErrorBody, ErrorMessage, InvocationResult, InvokeFunction, Message,
     Reattach, RegisterFunction, RegisterTrigger, RegisterTriggerType, TriggerRegistrationResult, UnregisterFunction,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::router::{ConnId, Connection, Effect, Metadata, Provider, Router};
-use crate::triggers::{FUNCTIONS_AVAILABLE, Trigger, WORKERS_AVAILABLE, is_builtin};
+use crate::triggers::{FUNCTIONS_AVAILABLE, Trigger, TriggerType, WORKERS_AVAILABLE, is_builtin};
 
 /// The functions that [`Router::builtin`] answers.
 const BUILTINS: [(&str, &str); 11] = [
@@ -114,11 +114,11 @@ impl Router {
         connection.metadata = Some(Metadata {
             name: said.name.and_then(|name| clean(&name)).or(before.name),
             description: said.description.and_then(|text| clean(&text)).or(before.description),
-            runtime: said.runtime,
-            version: said.version,
-            os: said.os.or(before.os),
+            runtime: said.runtime.and_then(|text| clean(&text)),
+            version: said.version.and_then(|text| clean(&text)),
+            os: said.os.and_then(|text| clean(&text)).or(before.os),
             pid: said.pid.or(before.pid),
-            isolation: said.isolation.or(before.isolation),
+            isolation: said.isolation.and_then(|text| clean(&text)).or(before.isolation),
         });
         let worker = connection.worker;
         self.announce_worker("worker_metadata_updated", worker);
@@ -209,7 +209,7 @@ impl Router {
                 "description": "Fires when what the engine knows changes", "instance_count": count,
             }));
         }
-        let known = self.trigger_types.get(id)?;
+        let known = self.trigger_types.get(id)?.last()?;
         let mut detail = json!({
             "id": id,
             "worker_name": self.worker_name(known.owner).unwrap_or_else(|| before_colons(id)),
@@ -352,7 +352,8 @@ impl Router {
             .filter(|provider| provider.conn == *conn)
             .map(|provider| self.function_summary(provider))
             .collect();
-        let kinds = self.trigger_types.iter().filter(|(_, kind)| kind.owner == *conn);
+        let serves = |providers: &[TriggerType]| providers.last().is_some_and(|known| known.owner == *conn);
+        let kinds = self.trigger_types.iter().filter(|(_, providers)| serves(providers));
         let kinds: Vec<Value> = kinds.filter_map(|(id, _)| self.trigger_type_detail(id)).collect();
         let triggers = self.triggers.values().filter(|stored| stored.owner == *conn);
         let triggers: Vec<Value> = triggers.map(|stored| self.trigger_summary(stored)).collect();

@@ -1,7 +1,7 @@
 //! What a worker inside one of our VMs may not do: it runs code that nobody vouches for, and the daemons' functions
 //! act on the host.
 
-use engine_protocol::ErrorBody;
+use engine_protocol::{ErrorBody, RegisterTrigger};
 
 use crate::router::{ConnId, Router};
 
@@ -30,8 +30,38 @@ impl Router {
         DAEMONS.iter().any(|prefix| function_id.starts_with(prefix)) && self.is_guest(conn)
     }
 
-    /// A guest changes no binding but its own.
-    pub(crate) fn refuse_trigger(&self, conn: ConnId, trigger: &str) -> bool {
-        self.triggers.get(trigger).is_some_and(|stored| stored.owner != conn) && self.is_guest(conn)
+    /// Else a guest would be told what others have bound, secrets in it, and could refuse it.
+    pub(crate) fn refuse_trigger_type(&self, conn: ConnId, id: &str) -> Option<ErrorBody> {
+        let mut providers = self.trigger_types.get(id).into_iter().flatten();
+        providers.any(|known| self.is_foreign(conn, known.owner)).then(|| {
+            let message = format!("trigger type `{id}` has a provider: workers inside VMs may not replace it");
+            ErrorBody::new("FORBIDDEN", message)
+        })
+    }
+
+    /// A guest changes no binding but its own, and has nobody else call what it may not call itself: a provider calls
+    /// in its own name, which the engine's functions go by.
+    pub(crate) fn refuse_trigger(&self, conn: ConnId, trigger: &RegisterTrigger) -> Option<ErrorBody> {
+        let forbidden = |message: String| Some(ErrorBody::new("FORBIDDEN", message));
+        if self.is_foreign_trigger(conn, &trigger.id) {
+            return forbidden(format!("trigger `{}` is another worker's", trigger.id));
+        }
+        let function = &trigger.function_id;
+        if function.starts_with("engine::") && self.is_guest(conn) {
+            return forbidden(format!("`{function}` is the engine's: workers inside VMs may not bind it"));
+        }
+        self.refuse_call(conn, function)
+    }
+
+    /// Whether a binding is out of this guest's reach.
+    pub(crate) fn is_foreign_trigger(&self, conn: ConnId, id: &str) -> bool {
+        self.triggers.get(id).is_some_and(|stored| self.is_foreign(conn, stored.owner))
+    }
+
+    /// Whether `conn` is a guest and `owner` somebody else. An older connection of the same VM is not: a worker that
+    /// comes back registers everything again before the engine has noticed that it was gone.
+    fn is_foreign(&self, conn: ConnId, owner: ConnId) -> bool {
+        let vm = |conn| self.connections.get(&conn).and_then(|connection| connection.vm_worker.as_deref());
+        conn != owner && self.is_guest(conn) && vm(conn) != vm(owner)
     }
 }

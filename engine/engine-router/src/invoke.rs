@@ -24,7 +24,13 @@ impl Router {
         if function_id.starts_with("engine::") {
             return self.builtin(conn, answer_to, &function_id, data.as_deref());
         }
-        let data = data.map(|data| with_caller(data, &caller));
+        let data = match data.map(|data| with_caller(data, &caller)).transpose() {
+            Ok(data) => data,
+            Err(error) => {
+                let error = ErrorBody::new("serialization_error", error.to_string());
+                return self.answer(conn, answer_to, &function_id, Err(error));
+            }
+        };
         let forwarded =
             InvokeFunction { invocation_id: None, function_id, data, traceparent, baggage, action: None, metadata };
         self.dispatch(answer_to.map(|id| (conn, id)), forwarded);

@@ -25,9 +25,9 @@ impl Router {
         let bound: Vec<String> =
             self.triggers.iter().filter(|(_, trigger)| trigger.owner == conn).map(|(id, _)| id.clone()).collect();
         for id in bound {
-            self.unregister_trigger(&id);
+            self.remove_trigger(&id);
         }
-        self.trigger_types.retain(|_, kind| kind.owner != conn);
+        self.leave_trigger_types(conn);
         self.announce_worker("worker_disconnected", connection.worker);
     }
 

@@ -5,6 +5,7 @@
 //!                        ├─ triggers    trigger types and their bindings
 //!                        ├─ discovery   engine::* functions
 //!                        ├─ guests      what workers in VMs may not do
+//!                        ├─ limits      how much a connection may register
 //!                        └─ leave       what goes when a connection goes
 //!                             └─► Effects
 //! ```
@@ -14,12 +15,14 @@
 //! - Each accepted call that asked for an answer gets exactly one, unless its caller has left.
 //! - Only the connection that a call was sent to can answer it.
 //! - A worker in a VM neither changes what runs on the host nor stands in for those who do.
+//! - What a connection can leave in memory is bounded, calls in flight excepted.
 //! - What has moved to a newer connection is not removed by the late end of an older one.
 
 mod discovery;
 mod guests;
 mod invoke;
 mod leave;
+mod limits;
 mod router;
 mod triggers;
 

@@ -6,6 +6,7 @@ use engine_protocol::{ErrorBody, InvocationResult, Message, RegisterFunction, Wo
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::limits::{Held, Weight};
 use crate::triggers::{Trigger, TriggerType};
 
 /// Names one connection for the life of the engine.
@@ -27,7 +28,7 @@ pub enum Input {
     ChannelCreated {
         conn: ConnId,
         invocation: Option<Uuid>,
-        refs: Box<RawValue>,
+        refs: Result<Box<RawValue>, ErrorBody>,
     },
     /// From time to time: lets changes of the function list be told.
     Tick,
@@ -50,9 +51,23 @@ pub struct Opened {
 /// What to do.
 #[derive(Debug)]
 pub enum Effect {
-    Send { conn: ConnId, message: Message },
-    CreateChannel { conn: ConnId, invocation: Option<Uuid>, buffer: usize },
-    Close { conn: ConnId },
+    Send {
+        conn: ConnId,
+        message: Message,
+    },
+    CreateChannel {
+        conn: ConnId,
+        invocation: Option<Uuid>,
+        buffer: usize,
+    },
+    Close {
+        conn: ConnId,
+    },
+    /// A registration that the protocol cannot answer was refused: a line for the log.
+    Refused {
+        conn: ConnId,
+        error: ErrorBody,
+    },
 }
 
 /// One worker's connection.
@@ -66,6 +81,7 @@ pub(crate) struct Connection {
     pub(crate) metadata: Option<Metadata>,
     /// Whether something but `reattach` has arrived: only the first message may be one.
     pub(crate) spoken: bool,
+    pub(crate) held: Held,
 }
 
 /// What a worker says about itself.
@@ -102,7 +118,8 @@ pub struct Router {
     /// Live providers of each function, newest last.
     pub(crate) functions: BTreeMap<String, Vec<Provider>>,
     pub(crate) pending: HashMap<Uuid, Pending>,
-    pub(crate) trigger_types: BTreeMap<String, TriggerType>,
+    /// Live providers of each type, newest last.
+    pub(crate) trigger_types: BTreeMap<String, Vec<TriggerType>>,
     pub(crate) triggers: BTreeMap<String, Trigger>,
     pub(crate) announced: HashSet<String>,
     pub(crate) effects: Vec<Effect>,
@@ -134,7 +151,7 @@ impl Router {
             Input::Closed { conn } => self.leave(conn),
             Input::Received { conn, message } => self.receive(conn, message),
             Input::ChannelCreated { conn, invocation, refs } => {
-                self.answer(conn, invocation, "engine::channels::create", Ok(Some(refs)));
+                self.answer(conn, invocation, "engine::channels::create", refs.map(Some));
             }
             Input::Tick => self.announce_functions(),
         }
@@ -155,6 +172,7 @@ impl Router {
                 connected_at_ms: self.now_ms,
                 metadata: None,
                 spoken: false,
+                held: Held::default(),
             },
         );
         self.send(conn, Message::WorkerRegistered(registered));
@@ -171,10 +189,8 @@ impl Router {
             Message::UnregisterFunction(function) => self.unregister_function(conn, &function.id),
             Message::RegisterTriggerType(kind) => self.register_trigger_type(conn, kind),
             Message::UnregisterTriggerType(kind) => self.unregister_trigger_type(conn, &kind.id),
-            Message::RegisterTrigger(trigger) if self.refuse_trigger(conn, &trigger.id) => {}
             Message::RegisterTrigger(trigger) => self.register_trigger(conn, trigger),
-            Message::UnregisterTrigger(trigger) if self.refuse_trigger(conn, &trigger.id) => {}
-            Message::UnregisterTrigger(trigger) => self.unregister_trigger(&trigger.id),
+            Message::UnregisterTrigger(trigger) => self.unregister_trigger(conn, &trigger.id),
             Message::TriggerRegistrationResult(result) => self.trigger_result(conn, result),
             Message::Reattach(reattach) if first => self.reattach(conn, &reattach),
             Message::Ping => self.send(conn, Message::Pong),
@@ -193,18 +209,25 @@ impl Router {
         if reserved || self.refuse_registration(conn, &function.id) {
             return;
         }
+        let own = |provider: &&Provider| provider.conn == conn;
+        let before = self.functions.get(&function.id).and_then(|providers| providers.iter().find(own));
+        let before = before.map(|provider| provider.function.bytes());
+        if let Err(error) = self.make_room(conn, before, &function) {
+            return self.refuse(conn, error);
+        }
         let providers = self.functions.entry(function.id.clone()).or_default();
         providers.retain(|provider| provider.conn != conn);
         providers.push(Provider { conn, function });
     }
 
     fn unregister_function(&mut self, conn: ConnId, id: &str) {
-        if let Some(providers) = self.functions.get_mut(id) {
-            providers.retain(|provider| provider.conn != conn);
-            if providers.is_empty() {
-                self.functions.remove(id);
-            }
+        let Some(providers) = self.functions.get_mut(id) else { return };
+        let Some(at) = providers.iter().position(|provider| provider.conn == conn) else { return };
+        let gone = providers.remove(at);
+        if providers.is_empty() {
+            self.functions.remove(id);
         }
+        self.give_back(conn, &gone.function);
     }
 
     pub(crate) fn send(&mut self, conn: ConnId, message: Message) {

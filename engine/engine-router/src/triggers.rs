@@ -9,6 +9,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::limits::Weight;
 use crate::router::{ConnId, Router};
 
 /// Always there; their provider is the engine.
@@ -46,33 +47,87 @@ pub(crate) fn is_builtin(kind: &str) -> bool {
 }
 
 impl Router {
+    /// The latest provider of a type serves it. Those before it serve again when it leaves; until then they are told that
+    /// their bindings have gone, so that an event fires once.
     pub(crate) fn register_trigger_type(&mut self, conn: ConnId, kind: RegisterTriggerType) {
         if kind.id.starts_with("engine::") || kind.id.is_empty() {
             return;
         }
         let id = kind.id.clone();
-        self.trigger_types.insert(id.clone(), TriggerType { owner: conn, kind });
-        let waiting: Vec<RegisterTrigger> = self
-            .triggers
-            .values()
-            .filter(|stored| stored.trigger.trigger_type == id)
-            .map(|stored| stored.trigger.clone())
-            .collect();
-        for trigger in waiting {
-            self.send(conn, Message::RegisterTrigger(trigger));
+        if let Some(error) = self.refuse_trigger_type(conn, &id) {
+            return self.refuse(conn, error);
         }
+        let providers = self.trigger_types.get(&id).into_iter().flatten();
+        let before = providers.clone().find(|known| known.owner == conn).map(|known| known.kind.bytes());
+        let served = providers.last().map(|known| known.owner);
+        if let Err(error) = self.make_room(conn, before, &kind) {
+            return self.refuse(conn, error);
+        }
+        let providers = self.trigger_types.entry(id.clone()).or_default();
+        providers.retain(|known| known.owner != conn);
+        providers.push(TriggerType { owner: conn, kind });
+        if let Some(served) = served.filter(|served| *served != conn) {
+            for trigger in self.bound_to(&id) {
+                let message = UnregisterTrigger { id: trigger.id, trigger_type: Some(id.clone()) };
+                self.send(served, Message::UnregisterTrigger(message));
+            }
+        }
+        self.hand_over(&id);
     }
 
     pub(crate) fn unregister_trigger_type(&mut self, conn: ConnId, id: &str) {
-        if self.trigger_types.get(id).is_some_and(|kind| kind.owner == conn) {
+        let Some(providers) = self.trigger_types.get_mut(id) else { return };
+        let Some(at) = providers.iter().position(|known| known.owner == conn) else { return };
+        let served = at + 1 == providers.len();
+        let gone = providers.remove(at);
+        if providers.is_empty() {
             self.trigger_types.remove(id);
+        }
+        self.give_back(conn, &gone.kind);
+        if served {
+            self.hand_over(id);
         }
     }
 
+    /// Takes a connection out of every type's providers.
+    pub(crate) fn leave_trigger_types(&mut self, conn: ConnId) {
+        let known =
+            self.trigger_types.iter().filter(|(_, providers)| providers.iter().any(|known| known.owner == conn));
+        let left: Vec<String> = known.map(|(id, _)| id.clone()).collect();
+        for id in left {
+            self.unregister_trigger_type(conn, &id);
+        }
+    }
+
+    /// Gives a type's bindings to the provider that serves it now.
+    fn hand_over(&mut self, id: &str) {
+        let Some(provider) = self.provider(id) else { return };
+        for trigger in self.bound_to(id) {
+            self.send(provider, Message::RegisterTrigger(trigger));
+        }
+    }
+
+    fn bound_to(&self, id: &str) -> Vec<RegisterTrigger> {
+        let bound = self.triggers.values().filter(|stored| stored.trigger.trigger_type == id);
+        bound.map(|stored| stored.trigger.clone()).collect()
+    }
+
+    /// Who serves a type.
+    fn provider(&self, id: &str) -> Option<ConnId> {
+        self.trigger_types.get(id).and_then(|providers| providers.last()).map(|known| known.owner)
+    }
+
     pub(crate) fn register_trigger(&mut self, conn: ConnId, trigger: RegisterTrigger) {
+        if let Some(error) = self.refuse_trigger(conn, &trigger) {
+            return self.answer_binding(conn, &trigger, error);
+        }
         let kind = trigger.trigger_type.clone();
-        let provider = self.trigger_types.get(&kind).map(|kind| kind.owner);
-        if let Some(provider) = provider {
+        let before = self.triggers.get(&trigger.id).filter(|stored| stored.owner == conn);
+        if let Err(error) = self.make_room(conn, before.map(|stored| stored.trigger.bytes()), &trigger) {
+            let error = ErrorBody::new("trigger_registration_failed", error.message);
+            return self.answer_binding(conn, &trigger, error);
+        }
+        if let Some(provider) = self.provider(&kind) {
             self.send(provider, Message::RegisterTrigger(trigger.clone()));
         } else if !is_builtin(&kind) {
             let message = match ABSENT.iter().find(|(absent, _)| *absent == kind) {
@@ -81,24 +136,37 @@ impl Router {
                 }
                 None => format!("no worker provides trigger type `{kind}`; it is bound when one does"),
             };
-            let error = Some(ErrorBody::new("trigger_type_not_found", message));
-            self.send(
-                conn,
-                Message::TriggerRegistrationResult(TriggerRegistrationResult {
-                    id: trigger.id.clone(),
-                    trigger_type: Some(kind),
-                    function_id: Some(trigger.function_id.clone()),
-                    error,
-                }),
-            );
+            self.answer_binding(conn, &trigger, ErrorBody::new("trigger_type_not_found", message));
         }
-        self.triggers.insert(trigger.id.clone(), Trigger { owner: conn, trigger });
+        if let Some(old) = self.triggers.insert(trigger.id.clone(), Trigger { owner: conn, trigger })
+            && old.owner != conn
+        {
+            self.give_back(old.owner, &old.trigger);
+        }
     }
 
-    pub(crate) fn unregister_trigger(&mut self, id: &str) {
+    /// Only errors are answered.
+    pub(crate) fn answer_binding(&mut self, conn: ConnId, trigger: &RegisterTrigger, error: ErrorBody) {
+        let result = TriggerRegistrationResult {
+            id: trigger.id.clone(),
+            trigger_type: Some(trigger.trigger_type.clone()),
+            function_id: Some(trigger.function_id.clone()),
+            error: Some(error),
+        };
+        self.send(conn, Message::TriggerRegistrationResult(result));
+    }
+
+    pub(crate) fn unregister_trigger(&mut self, conn: ConnId, id: &str) {
+        if !self.is_foreign_trigger(conn, id) {
+            self.remove_trigger(id);
+        }
+    }
+
+    pub(crate) fn remove_trigger(&mut self, id: &str) {
         let Some(stored) = self.triggers.remove(id) else { return };
+        self.give_back(stored.owner, &stored.trigger);
         let kind = stored.trigger.trigger_type;
-        if let Some(provider) = self.trigger_types.get(&kind).map(|kind| kind.owner)
+        if let Some(provider) = self.provider(&kind)
             && self.connections.contains_key(&provider)
         {
             let message = UnregisterTrigger { id: id.to_owned(), trigger_type: Some(kind) };
@@ -110,18 +178,13 @@ impl Router {
     pub(crate) fn trigger_result(&mut self, conn: ConnId, result: TriggerRegistrationResult) {
         let Some(stored) = self.triggers.get(&result.id) else { return };
         let kind = &stored.trigger.trigger_type;
-        if self.trigger_types.get(kind).is_none_or(|kind| kind.owner != conn) || result.error.is_none() {
+        if self.provider(kind) != Some(conn) || result.error.is_none() {
             return;
         }
-        let Some(stored) = self.triggers.remove(&result.id) else { return };
+        let (Some(error), Some(stored)) = (result.error, self.triggers.remove(&result.id)) else { return };
+        self.give_back(stored.owner, &stored.trigger);
         if self.connections.contains_key(&stored.owner) {
-            let refusal = TriggerRegistrationResult {
-                id: result.id,
-                trigger_type: Some(stored.trigger.trigger_type),
-                function_id: Some(stored.trigger.function_id),
-                error: result.error,
-            };
-            self.send(stored.owner, Message::TriggerRegistrationResult(refusal));
+            self.answer_binding(stored.owner, &stored.trigger, error);
         }
     }
 

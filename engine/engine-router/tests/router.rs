@@ -27,7 +27,7 @@ impl World {
         for effect in self.router.step(0, input) {
             match effect {
                 Effect::Send { conn, message } => self.sent.entry(conn.0).or_default().push(message),
-                Effect::CreateChannel { .. } | Effect::Close { .. } => {}
+                Effect::CreateChannel { .. } | Effect::Close { .. } | Effect::Refused { .. } => {}
             }
         }
     }

@@ -75,6 +75,9 @@ impl Default for RawListener {
     }
 }
 
+/// Parts of the engine that an entry configures.
+const CONFIGURED: [&str; 3] = ["iii-worker-manager", "iii-sandbox", "iii-worker-ops"];
+
 /// Part of the engine in every configuration, listed or not.
 const MANDATORY: [&str; 4] = ["iii-engine-functions", "iii-telemetry", "configuration", "iii-observability"];
 
@@ -90,6 +93,11 @@ const ABSENT: [&str; 9] = [
     "iii-bridge",
     "iii-exec",
 ];
+
+/// By its whole name: a worker of somebody else may begin with `iii-` as well. `configuration` may be anybody's.
+fn is_builtin(name: &str) -> bool {
+    name != "configuration" && (CONFIGURED.contains(&name) || MANDATORY.contains(&name) || ABSENT.contains(&name))
+}
 
 /// What `iii worker add iii-sandbox` writes.
 fn default_sandbox() -> Value {
@@ -134,7 +142,7 @@ impl Config {
         let mut seen = BTreeSet::new();
         for entry in raw.workers.into_iter().chain(raw.modules).flatten() {
             let bad = |problem: String| ConfigError::Worker { worker: entry.name.clone(), problem };
-            if entry.name.starts_with("iii-") && entry.image.is_some() {
+            if is_builtin(&entry.name) && entry.image.is_some() {
                 return Err(bad("a built-in worker has no image".into()));
             }
             if entry.name != "iii-worker-manager" && !seen.insert(entry.name.clone()) {
@@ -237,6 +245,19 @@ mod tests {
         assert_eq!(config.listeners, [Listener { host: "127.0.0.1".into(), port: 1 }]);
         assert_eq!(config.sandbox, Some(serde_json::json!({ "image_allowlist": ["python"] })));
         assert_eq!(config.warnings.len(), 1);
+    }
+
+    #[test]
+    fn only_built_in_workers_have_no_image() {
+        let entry = |name: &str| format!("workers:\n  - name: {name}\n    image: ghcr.io/acme/{name}:1\n");
+        for name in ["iii-scorer", "iii-", "iii-http-2", "scorer"] {
+            let config = parse(&entry(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!(config.warnings.len(), 0, "{name}");
+        }
+        for name in ["iii-sandbox", "iii-worker-manager", "iii-worker-ops", "iii-telemetry", "iii-exec"] {
+            let error = parse(&entry(name)).expect_err(name);
+            assert!(error.to_string().contains("has no image"), "{error}");
+        }
     }
 
     #[test]

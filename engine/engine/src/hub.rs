@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engine_protocol::{Message, raw};
+use engine_protocol::{ErrorBody, Message, raw};
 use engine_router::{ConnId, Effect, Input, Opened, Router};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use crate::channels::Channels;
+use crate::channels::{Channels, Owner};
 
 /// What may wait for one connection; a peer that lets more pile up is cut off.
 const MAX_QUEUED_MESSAGES: usize = 65_536;
@@ -34,6 +34,8 @@ struct Queue {
     sender: mpsc::Sender<String>,
     bytes: Arc<AtomicUsize>,
     stop: CancellationToken,
+    /// Whose channels it makes.
+    owner: Owner,
 }
 
 /// A connection's own end: what is to be sent to it, and when to stop.
@@ -65,6 +67,7 @@ impl Hub {
         let (sender, outbound) = mpsc::channel(MAX_QUEUED_MESSAGES);
         let queued = Arc::new(AtomicUsize::new(0));
         let stop = stop.child_token();
+        let owner = origin.vm_worker.clone().map_or(Owner::Connection(conn), Owner::Vm);
         let opened = Opened {
             conn,
             worker: Uuid::new_v4(),
@@ -73,7 +76,7 @@ impl Hub {
             isolation: origin.isolation,
             address: origin.address,
         };
-        let queue = Queue { sender, bytes: Arc::clone(&queued), stop: stop.clone() };
+        let queue = Queue { sender, bytes: Arc::clone(&queued), stop: stop.clone(), owner };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.queues.insert(conn, queue);
         self.advance(&mut state, Input::Opened(Box::new(opened)));
@@ -106,9 +109,14 @@ impl Hub {
                     Effect::Send { conn, message } => state.send(conn, &message),
                     Effect::Close { conn } => state.cut(conn),
                     Effect::CreateChannel { conn, invocation, buffer } => {
-                        if let Ok(refs) = raw(&self.channels.create(buffer)) {
-                            inputs.push(Input::ChannelCreated { conn, invocation, refs });
-                        }
+                        let Some(queue) = state.queues.get(&conn) else { continue };
+                        let refs = self.channels.create(queue.owner.clone(), buffer).and_then(|pair| {
+                            raw(&pair).map_err(|error| ErrorBody::new("serialization_error", error.to_string()))
+                        });
+                        inputs.push(Input::ChannelCreated { conn, invocation, refs });
+                    }
+                    Effect::Refused { conn, error } => {
+                        warn!(conn = conn.0, code = error.code, reason = error.message, "registration refused");
                     }
                 }
             }

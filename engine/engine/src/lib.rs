@@ -1,9 +1,9 @@
 //! Gives the router sockets, a clock and a configuration.
 //!
 //! ```text
-//! TCP listener(s) ─┐                          ┌─ hub: Router behind one lock, a queue per connection
-//! Unix listener ───┴─► server ─► peer ────────┤
-//!   (our VMs)            └─► channels         └─ children: the two daemons
+//! TCP listener(s) ────────┐                        ┌─ hub: Router behind one lock, a queue per connection
+//! Unix listener ─► vms ───┴─► server ─► peer ──────┤
+//!   (our VMs)                   └─► channels       └─ children: the two daemons
 //! ```
 //! Knows sockets, processes and `config.yaml`. What goes where is the router's business.
 //!
@@ -17,8 +17,10 @@ mod children;
 mod config;
 mod hub;
 mod peer;
+mod progress;
 mod server;
 mod sys;
+mod vms;
 
 pub use config::{Config, ConfigError};
 pub use server::{EngineError, serve};

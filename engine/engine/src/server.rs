@@ -1,10 +1,9 @@
 //! Listeners, the three paths, and the engine's life.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use std::{env, fs, io};
+use std::{env, io};
 
 use axum::Router as Routes;
 use axum::extract::{Path as UrlPath, Query, State, WebSocketUpgrade};
@@ -15,8 +14,8 @@ use engine_protocol::{Direction, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -24,13 +23,15 @@ use tracing::{info, warn};
 use crate::children::Children;
 use crate::config::{Config, Listener};
 use crate::hub::{Hub, Origin};
-use crate::{channels, peer};
+use crate::progress::{Noting, Progress};
+use crate::vms::{Seat, VmSocket, accept_vms};
+use crate::{channels, peer, sys};
 
 /// How long an upgraded connection may take to say what it wants.
-const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Longest first line on the socket of our VMs.
-const MAX_PREFACE_BYTES: usize = 4096;
+/// After a failed `accept`. Out of descriptors, most likely: they come back when somebody leaves.
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -58,11 +59,20 @@ impl EngineError {
     }
 }
 
+/// What a connection is served with.
 #[derive(Clone)]
-struct Shared {
+pub(crate) struct Shared {
     hub: Arc<Hub>,
-    origin: Origin,
-    stop: CancellationToken,
+    pub(crate) origin: Origin,
+    /// Of this connection's socket.
+    progress: Progress,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Shared {
+    pub(crate) fn of(hub: Arc<Hub>) -> Self {
+        Self { hub, origin: Origin::default(), progress: Progress::new(), stop: CancellationToken::new() }
+    }
 }
 
 /// Listens, starts the daemons, and serves until `stop` is cancelled; then takes everything down.
@@ -70,11 +80,12 @@ struct Shared {
 /// # Errors
 /// What could not be started; nothing is left running then.
 pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), EngineError> {
+    sys::raise_open_files();
     let hub = Hub::new();
     let mut tasks = JoinSet::new();
     // Peers outlive `stop`: the daemons still have things to say while they end.
-    let peers_stop = CancellationToken::new();
-    let shared = Shared { hub: Arc::clone(&hub), origin: Origin::default(), stop: peers_stop.clone() };
+    let shared = Shared::of(Arc::clone(&hub));
+    let peers_stop = shared.stop.clone();
     let mut ports = Vec::new();
     for Listener { host, port } in &config.listeners {
         let listen = |source| EngineError::Listen { host: host.clone(), port: *port, source };
@@ -109,7 +120,7 @@ async fn tick(hub: Arc<Hub>, stop: CancellationToken) {
 }
 
 /// Accepts workers until `stop`, then waits for their connections to end.
-async fn accept_tcp(listener: TcpListener, shared: Shared) {
+pub(crate) async fn accept_tcp(listener: TcpListener, shared: Shared) {
     let mut peers = JoinSet::new();
     loop {
         tokio::select! {
@@ -120,12 +131,11 @@ async fn accept_tcp(listener: TcpListener, shared: Shared) {
                 Ok((socket, address)) => {
                     let _ = socket.set_nodelay(true);
                     let origin = Origin { address: Some(address.ip().to_string()), ..Origin::default() };
-                    peers.spawn(http(socket, Shared { origin, ..shared.clone() }));
+                    peers.spawn(http(socket, None, Shared { origin, ..shared.clone() }));
                 }
                 Err(error) => {
-                    // Out of descriptors, most likely: they come back when somebody leaves.
                     warn!(%error, "could not accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
         }
@@ -133,52 +143,16 @@ async fn accept_tcp(listener: TcpListener, shared: Shared) {
     peers.shutdown().await;
 }
 
-/// Accepts our own VMs: who calls is said by the relay in the first line, not by the guest.
-async fn accept_vms(listener: UnixListener, shared: Shared) {
-    let mut peers = JoinSet::new();
-    loop {
-        tokio::select! {
-            () = shared.stop.cancelled() => break,
-            Some(_) = peers.join_next() => {}
-            accepted = listener.accept() => if let Ok((socket, _)) = accepted {
-                peers.spawn(vm(socket, shared.clone()));
-            },
-        }
-    }
-    peers.shutdown().await;
-}
-
-async fn vm(mut socket: UnixStream, shared: Shared) {
-    #[derive(Deserialize)]
-    struct Preface {
-        worker: String,
-        #[serde(default)]
-        isolation: Option<String>,
-    }
-    let line = tokio::time::timeout(REQUEST_PATIENCE, first_line(&mut socket)).await;
-    let Ok(Ok(line)) = line else { return };
-    match serde_json::from_slice::<Preface>(&line) {
-        Ok(preface) => {
-            let origin = Origin { vm_worker: Some(preface.worker), isolation: preface.isolation, address: None };
-            http(socket, Shared { origin, ..shared }).await;
-        }
-        Err(error) => warn!(%error, "a connection on the VM socket does not say who it is"),
-    }
-}
-
-async fn first_line(socket: &mut UnixStream) -> io::Result<Vec<u8>> {
-    let mut line = Vec::new();
-    loop {
-        match socket.read_u8().await? {
-            b'\n' => return Ok(line),
-            _ if line.len() == MAX_PREFACE_BYTES => return Err(io::ErrorKind::InvalidData.into()),
-            byte => line.push(byte),
-        }
-    }
-}
-
-async fn http(socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, shared: Shared) {
+/// Serves a connection's request; what it is upgraded to goes on by itself. The seat is the socket's, until its end.
+pub(crate) async fn http(
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    seat: Option<Seat>,
+    shared: Shared,
+) {
     let stop = shared.stop.clone();
+    let progress = Progress::new();
+    let socket = Noting::new(socket, progress.clone(), seat);
+    let shared = Shared { progress, ..shared };
     let routes = Routes::new()
         .route("/", get(control))
         .route("/otel", get(telemetry))
@@ -197,7 +171,7 @@ async fn control(upgrade: WebSocketUpgrade, State(shared): State<Shared>) -> Res
     upgrade
         .max_message_size(MAX_MESSAGE_BYTES)
         .max_frame_size(MAX_FRAME_BYTES)
-        .on_upgrade(move |socket| peer::serve(socket, shared.hub, shared.origin, shared.stop))
+        .on_upgrade(move |socket| peer::serve(socket, shared.progress, shared.hub, shared.origin, shared.stop))
 }
 
 async fn telemetry(upgrade: WebSocketUpgrade, State(shared): State<Shared>) -> Response {
@@ -226,40 +200,6 @@ async fn channel(
                 shared.stop.run_until_cancelled(channels::carry(socket, end)).await;
             },
         ),
-    }
-}
-
-/// The socket that relays of our VMs connect to. Its file goes when the engine goes.
-struct VmSocket {
-    path: PathBuf,
-}
-
-impl VmSocket {
-    fn bind(port: u16) -> Result<Self, EngineError> {
-        let home = home();
-        let run = home.join("run");
-        let private =
-            fs::create_dir_all(&run).and_then(|()| fs::set_permissions(&home, fs::Permissions::from_mode(0o700)));
-        private.map_err(|source| EngineError::Home { path: home, source })?;
-        Ok(Self { path: run.join(format!("engine-{port}.sock")) })
-    }
-
-    fn listen(&self) -> Result<UnixListener, EngineError> {
-        let failed = |source| EngineError::VmSocket { path: self.path.clone(), source };
-        // We hold the port of that number, so no other engine of ours is using this file.
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&self.path).map_err(failed)?;
-        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        Ok(listener)
-    }
-}
-
-impl Drop for VmSocket {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
     }
 }
 
