@@ -12,10 +12,12 @@
 //! - Decoding is lenient as the published SDKs need it: unknown fields are ignored, `null` is absent.
 //! - Encoding leaves absent optionals out, except where a peer cannot do without (`data` of an invocation).
 
+mod builtin;
 mod caller;
 mod members;
 mod message;
 
+pub use builtin::{BuiltIn, builtin};
 pub use caller::{BadPayload, with_caller};
 pub use members::without_member;
 pub use message::{

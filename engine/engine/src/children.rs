@@ -97,7 +97,7 @@ fn launch(program: &Path, arguments: &[String]) -> io::Result<Running> {
     command.env("III_ENGINE_PID", &pid).env("III_LIFELINE_SPAWNER_PID", &pid);
     command.env("III_LIFELINE_FD", theirs.as_raw_fd().to_string());
     command.process_group(0).kill_on_drop(true);
-    sys::tie_to_parent(&mut command, theirs.as_raw_fd());
+    sys::keep_lifeline_open(&mut command, theirs.as_raw_fd());
     Ok(Running { child: command.spawn()?, _lifeline: ours })
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
+use engine_protocol::{BuiltIn, builtin};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -75,31 +76,7 @@ impl Default for RawListener {
     }
 }
 
-/// Parts of the engine that an entry configures.
-const CONFIGURED: [&str; 3] = ["iii-worker-manager", "iii-sandbox", "iii-worker-ops"];
-
-/// Part of the engine in every configuration, listed or not.
-const MANDATORY: [&str; 4] = ["iii-engine-functions", "iii-telemetry", "configuration", "iii-observability"];
-
-/// Built-in workers of the original that this version does not have.
-const ABSENT: [&str; 9] = [
-    "iii-state",
-    "iii-stream",
-    "iii-queue",
-    "iii-pubsub",
-    "iii-cron",
-    "iii-http",
-    "iii-http-functions",
-    "iii-bridge",
-    "iii-exec",
-];
-
-/// By its whole name: a worker of somebody else may begin with `iii-` as well. `configuration` may be anybody's.
-fn is_builtin(name: &str) -> bool {
-    name != "configuration" && (CONFIGURED.contains(&name) || MANDATORY.contains(&name) || ABSENT.contains(&name))
-}
-
-/// What `iii worker add iii-sandbox` writes.
+/// For an engine without a configuration file.
 fn default_sandbox() -> Value {
     serde_json::json!({
         "auto_install": true, "image_allowlist": ["python", "node"], "default_idle_timeout_secs": 300,
@@ -142,7 +119,8 @@ impl Config {
         let mut seen = BTreeSet::new();
         for entry in raw.workers.into_iter().chain(raw.modules).flatten() {
             let bad = |problem: String| ConfigError::Worker { worker: entry.name.clone(), problem };
-            if is_builtin(&entry.name) && entry.image.is_some() {
+            let known = builtin(&entry.name);
+            if known.is_some() && entry.image.is_some() {
                 return Err(bad("a built-in worker has no image".into()));
             }
             if entry.name != "iii-worker-manager" && !seen.insert(entry.name.clone()) {
@@ -151,9 +129,10 @@ impl Config {
             match entry.name.as_str() {
                 "iii-worker-manager" => config.listen(&entry).map_err(bad)?,
                 "iii-sandbox" => config.sandbox = Some(entry.config.unwrap_or_else(|| serde_json::json!({}))),
-                "iii-worker-ops" => {}
-                name if MANDATORY.contains(&name) => {}
-                name if ABSENT.contains(&name) => {
+                // Part of every configuration, and of the original under this name.
+                "configuration" if entry.image.is_none() && entry.worker_path.is_none() => {}
+                _ if known == Some(BuiltIn::Present) => {}
+                name if known == Some(BuiltIn::Absent) => {
                     config
                         .warnings
                         .push(format!("worker `{name}` is not part of this version: its entry has no effect"));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use engine::{Config, EngineError, VERSION, serve};
+use engine::{Config, ConfigError, EngineError, VERSION, serve};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -42,7 +42,15 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             let path = arguments.config.display();
-            return fail(&error, Some(format!("create `{path}`, or start with `iii --use-default-config`")));
+            let hint = match &error {
+                ConfigError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                    format!("create `{path}`, or start with `iii --use-default-config`")
+                }
+                ConfigError::Read { .. } => format!("check the owner and mode of `{path}`"),
+                ConfigError::Variable(name) => format!("set `{name}`, or write `${{{name}:default}}` in `{path}`"),
+                ConfigError::Parse { .. } | ConfigError::Worker { .. } => format!("mend `{path}` and start again"),
+            };
+            return fail(&error, Some(hint));
         }
     };
     for warning in &config.warnings {

@@ -17,11 +17,9 @@ pub(crate) fn raise_open_files() {
     }
 }
 
-/// Makes a child die with us, and keeps the read end of its lifeline open across exec.
-///
-/// `PR_SET_PDEATHSIG` follows the thread that forks; the lifeline covers the case that this thread ends first.
-pub(crate) fn tie_to_parent(command: &mut tokio::process::Command, lifeline: RawFd) {
-    // SAFETY: the closure runs in the forked child and makes two system calls; it allocates nothing.
+/// Keeps the read end of a child's lifeline open across exec: its end of file tells the child that we are gone.
+pub(crate) fn keep_lifeline_open(command: &mut tokio::process::Command, lifeline: RawFd) {
+    // SAFETY: the closure runs in the forked child and makes one system call; it allocates nothing.
     unsafe {
         command.pre_exec(move || {
             if libc::fcntl(lifeline, libc::F_SETFD, 0) < 0 {

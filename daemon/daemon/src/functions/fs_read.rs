@@ -66,11 +66,14 @@ async fn pass_on(seat: Seat, head: Option<Bytes>, mut reader: FileReader, mut wr
             seat.during(work).await
         }
     };
-    if let Err(error) = result {
-        let said = json!({ "error": error.into_body() }).to_string();
-        let _ = writer.send(Item::Text(said)).await;
+    match result {
+        Ok(()) => drop(writer.close().await),
+        // Broken off, not closed: what came so far must not look whole.
+        Err(error) => {
+            let said = json!({ "error": error.into_body() }).to_string();
+            let _ = writer.send(Item::Text(said)).await;
+        }
     }
-    let _ = writer.close().await;
 }
 
 /// At most 64 KiB a message, as SDKs expect.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use daemon_api::WorkerError;
 use daemon_api::worker::{List, Phase, Row};
+use engine_protocol::{BuiltIn, builtin};
 use serde_json::{Value, json};
 
 use crate::worker::Workers;
@@ -11,7 +12,7 @@ use crate::worker::Workers;
 pub(crate) async fn call(workers: Arc<Workers>, request: List) -> Result<Value, WorkerError> {
     let rows = workers.entries()?.into_iter().map(|entry| {
         let report = workers.handle(&entry.name).map(|handle| handle.report.borrow().clone());
-        let builtin = entry.kind() == "builtin";
+        let builtin = entry.kind() == "builtin" && builtin(&entry.name) == Some(BuiltIn::Present);
         Row {
             worker_type: entry.kind().to_owned(),
             version: None,

@@ -4,28 +4,12 @@ use std::path::Path;
 
 use daemon_api::WorkerError;
 use daemon_api::worker::Source;
+use engine_protocol::{BuiltIn, builtin};
+use serde_json::{Value, json};
 
 use crate::worker::manifest::check_name;
 use crate::worker::project;
 use crate::worker::store::EntrySource;
-
-/// Names of workers that are part of an engine: they need no VM.
-const BUILTINS: [&str; 14] = [
-    "iii-http",
-    "iii-stream",
-    "iii-state",
-    "iii-queue",
-    "iii-pubsub",
-    "iii-cron",
-    "iii-observability",
-    "iii-sandbox",
-    "iii-exec",
-    "iii-bridge",
-    "iii-worker-manager",
-    "iii-telemetry",
-    "iii-engine-functions",
-    "iii-http-functions",
-];
 
 /// A source that was understood.
 pub(crate) struct Wanted {
@@ -33,6 +17,8 @@ pub(crate) struct Wanted {
     pub(crate) source: EntrySource,
     pub(crate) image: Option<String>,
     pub(crate) warnings: Vec<String>,
+    /// What a new entry says besides its name.
+    pub(crate) config: Value,
 }
 
 impl Wanted {
@@ -43,14 +29,29 @@ impl Wanted {
             Source::Oci { reference } => {
                 let name = oci_name(reference);
                 valid(&name)?;
-                let image = Some(reference.clone());
-                Ok(Wanted { name, source: EntrySource::Image(reference.clone()), image, warnings: Vec::new() })
+                not_builtin(&name)?;
+                Ok(Wanted {
+                    name,
+                    source: EntrySource::Image(reference.clone()),
+                    image: Some(reference.clone()),
+                    warnings: Vec::new(),
+                    config: Value::Null,
+                })
             }
-            Source::Registry { name, .. } if BUILTINS.contains(&name.as_str()) => {
+            Source::Registry { name, .. } if builtin(name) == Some(BuiltIn::Present) => {
                 let warnings =
                     vec![format!("`{name}` is part of the engine: restart the engine for it to take effect")];
-                Ok(Wanted { name: name.clone(), source: EntrySource::Builtin, image: None, warnings })
+                // Without a list of images there are no sandboxes.
+                let config = match name.as_str() {
+                    "iii-sandbox" => json!({ "image_allowlist": ["python", "node"] }),
+                    _ => Value::Null,
+                };
+                Ok(Wanted { name: name.clone(), source: EntrySource::Builtin, image: None, warnings, config })
             }
+            Source::Registry { name, .. } if builtin(name) == Some(BuiltIn::Absent) => Err(WorkerError::BadRequest {
+                function_id: "worker::add".into(),
+                reason: format!("built-in worker `{name}` is not part of this version"),
+            }),
             Source::Registry { name, .. } => {
                 valid(name)?;
                 let message = format!(
@@ -70,16 +71,24 @@ impl Wanted {
         let folder = path.canonicalize().map_err(|error| bad(format!("{}: {error}", path.display())))?;
         let (plan, verdict) = project::read(&folder);
         let plan = plan.ok_or_else(|| bad(verdict.errors.join("; ")))?;
-        if plan.name.starts_with("iii-") && BUILTINS.contains(&plan.name.as_str()) {
-            let reason = "it is the name of a built-in worker".to_owned();
-            return Err(WorkerError::InvalidName { name: plan.name, reason });
-        }
+        not_builtin(&plan.name)?;
         Ok(Wanted {
             name: plan.name,
             source: EntrySource::Local(folder),
             image: Some(plan.image),
             warnings: verdict.warnings,
+            config: Value::Null,
         })
+    }
+}
+
+fn not_builtin(name: &str) -> Result<(), WorkerError> {
+    match builtin(name) {
+        None => Ok(()),
+        Some(_) => Err(WorkerError::InvalidName {
+            name: name.to_owned(),
+            reason: "it is the name of a built-in worker".into(),
+        }),
     }
 }
 

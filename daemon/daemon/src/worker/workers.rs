@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime};
 use daemon_api::WorkerError;
 use daemon_api::worker::{Phase, Source};
 use guest_client::Guest;
-use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -198,7 +197,7 @@ impl Workers {
         }
         let config = match (&existing, reset_config) {
             (Some(existing), false) => existing.config.clone(),
-            _ => Value::Null,
+            _ => wanted.config,
         };
         let entry = Entry { name: wanted.name.clone(), source: wanted.source, config };
         self.halt(&entry.name).await;
