@@ -60,7 +60,11 @@ pub(crate) fn wipe(folder: &Path) -> io::Result<u64> {
     let _lock = lock(&folder.join(DISK))?;
     let bytes = size(folder);
     match fs::remove_dir_all(folder) {
-        Ok(()) => Ok(bytes),
+        Ok(()) => {
+            // The project's folder, if this was its last worker.
+            let _ = folder.parent().map(fs::remove_dir);
+            Ok(bytes)
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
         Err(error) => Err(error),
     }
@@ -104,7 +108,7 @@ mod tests {
     #[test]
     fn a_disk_in_use_is_neither_replaced_nor_wiped() {
         let home = tempfile::TempDir::new().expect("a folder");
-        let folder = home.path().join("api");
+        let folder = home.path().join("project/api");
         let disk = keep(&folder, "sha256:a").expect("kept");
         fs::write(&disk, "data").expect("written");
         let held = lock(&disk).expect("free").expect("there");
@@ -113,7 +117,7 @@ mod tests {
         assert!(disk.exists());
         drop(held);
         assert!(wipe(&folder).expect("wiped") > 0);
-        assert!(!folder.exists());
+        assert!(!folder.exists() && !folder.parent().expect("a parent").exists());
     }
 
     #[test]
