@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::server::EngineError;
@@ -171,8 +171,20 @@ fn signal(group: Option<Pid>, signal: Signal) {
 async fn forward(daemon: &'static str, output: impl AsyncRead + Unpin) {
     let mut lines = BufReader::new(output).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        info!(target: "daemon", daemon, "{line}");
+        match level_of(&line) {
+            Some(("ERROR", text)) => error!(target: "daemon", daemon, "{text}"),
+            Some(("WARN", text)) => warn!(target: "daemon", daemon, "{text}"),
+            Some(("INFO", text)) => info!(target: "daemon", daemon, "{text}"),
+            // What the daemon's own filter has let through is shown.
+            _ => info!(target: "daemon", daemon, "{}", line.trim_start()),
+        }
     }
+}
+
+/// The level that a line of a daemon's log begins with, and the rest; they log without a time.
+fn level_of(line: &str) -> Option<(&str, &str)> {
+    let (level, text) = line.trim_start().split_once(' ')?;
+    ["ERROR", "WARN", "INFO"].contains(&level).then_some((level, text))
 }
 
 fn write_private(text: &str) -> io::Result<NamedTempFile> {

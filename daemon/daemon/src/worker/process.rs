@@ -163,7 +163,10 @@ impl Process<'_> {
             let elapsed_ms = u64::try_from(started.at.elapsed().as_millis()).unwrap_or(u64::MAX);
             let functions = functions.unwrap_or(0);
             info!(worker = self.teller.entry.name, functions, elapsed_ms, "worker ready");
-            self.teller.say(Phase::Ready, &format!("{functions} functions registered"));
+            self.teller.say(
+                Phase::Ready,
+                &format!("{functions} function{} registered", if functions == 1 { "" } else { "s" }),
+            );
             self.teller.change(|report| report.failure = None);
         } else {
             self.teller.say(Phase::Starting, "its process runs, and its connection to the engine is gone");
