@@ -16,6 +16,8 @@
 //!   of any address leads to the host's resolvers.
 
 mod dns;
+mod flow;
+mod host;
 mod link;
 mod packet;
 mod policy;

@@ -1,0 +1,131 @@
+//! The host's end of a connection: a task that makes it, and carries data between its socket and two short queues.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{Notify, mpsc};
+
+use crate::packet::Ends;
+use crate::tcp::Event;
+
+/// Pieces that wait between stack and host socket, each way.
+pub(crate) const QUEUE_PIECES: usize = 8;
+pub(crate) const PIECE_BYTES: usize = 64 * 1024;
+
+const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) struct Queues {
+    pub(crate) to_host: mpsc::Sender<ToHost>,
+    pub(crate) from_host: mpsc::Receiver<FromHost>,
+}
+
+pub(crate) enum ToHost {
+    Data(Bytes),
+    /// The guest will send no more.
+    End,
+}
+
+pub(crate) enum FromHost {
+    Data(Bytes),
+    /// The host's peer will send no more.
+    End,
+    Reset,
+}
+
+pub(crate) enum Target {
+    Address(SocketAddr),
+    Unix(PathBuf, String),
+}
+
+pub(crate) struct HostSide {
+    pub(crate) ends: Ends,
+    pub(crate) from_stack: mpsc::Receiver<ToHost>,
+    pub(crate) to_stack: mpsc::Sender<FromHost>,
+    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) wake: Arc<Notify>,
+}
+
+impl HostSide {
+    pub(crate) async fn run(self, target: Target) {
+        let connected = match target {
+            Target::Address(address) => self.tcp(address).await,
+            Target::Unix(path, preface) => self.unix(&path, &preface).await,
+        };
+        match connected {
+            Some(Socketed::Tcp(stream)) => {
+                let (reader, writer) = stream.into_split();
+                self.carry(reader, writer).await;
+            }
+            Some(Socketed::Unix(stream)) => {
+                let (reader, writer) = stream.into_split();
+                self.carry(reader, writer).await;
+            }
+            None => {
+                let _ = self.events.send(Event::Refused(self.ends)).await;
+            }
+        }
+    }
+
+    async fn tcp(&self, address: SocketAddr) -> Option<Socketed> {
+        let stream = tokio::time::timeout(CONNECT_PATIENCE, TcpStream::connect(address)).await.ok()?.ok()?;
+        let _ = stream.set_nodelay(true);
+        Some(Socketed::Tcp(stream))
+    }
+
+    async fn unix(&self, path: &Path, preface: &str) -> Option<Socketed> {
+        let mut stream = UnixStream::connect(path).await.ok()?;
+        stream.write_all(preface.as_bytes()).await.ok()?;
+        Some(Socketed::Unix(stream))
+    }
+
+    async fn carry(self, reader: impl AsyncRead + Unpin, writer: impl AsyncWrite + Unpin) {
+        if self.events.send(Event::Connected(self.ends)).await.is_err() {
+            return;
+        }
+        let Self { from_stack, to_stack, wake, .. } = self;
+        tokio::join!(read_host(reader, to_stack, &wake), write_host(writer, from_stack, &wake));
+    }
+}
+
+enum Socketed {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+async fn read_host(mut reader: impl AsyncRead + Unpin, to_stack: mpsc::Sender<FromHost>, wake: &Notify) {
+    loop {
+        let mut piece = BytesMut::with_capacity(PIECE_BYTES);
+        let said = match reader.read_buf(&mut piece).await {
+            Ok(0) => FromHost::End,
+            Ok(_) => FromHost::Data(piece.freeze()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => FromHost::Reset,
+        };
+        let last = !matches!(said, FromHost::Data(_));
+        if to_stack.send(said).await.is_err() {
+            return;
+        }
+        wake.notify_one();
+        if last {
+            return;
+        }
+    }
+}
+
+async fn write_host(mut writer: impl AsyncWrite + Unpin, mut from_stack: mpsc::Receiver<ToHost>, wake: &Notify) {
+    while let Some(ToHost::Data(data)) = from_stack.recv().await {
+        // There is room in the queue again.
+        wake.notify_one();
+        if writer.write_all(&data).await.is_err() {
+            // The reader sees the reset too, and says so.
+            return;
+        }
+    }
+    let _ = writer.shutdown().await;
+}
