@@ -28,12 +28,12 @@ impl Open {
             if self.pending.is_empty() {
                 match self.queues.from_host.try_recv() {
                     Ok(FromHost::Data(data)) => self.pending = data,
-                    Ok(FromHost::End) | Err(mpsc::error::TryRecvError::Disconnected) => {
+                    Ok(FromHost::End) => {
                         self.host_ended = true;
                         socket.close();
                         return true;
                     }
-                    Ok(FromHost::Reset) => {
+                    Ok(FromHost::Reset) | Err(mpsc::error::TryRecvError::Disconnected) => {
                         self.host_ended = true;
                         socket.abort();
                         return true;
@@ -83,14 +83,30 @@ impl Open {
         moved
     }
 
+    /// Resets a connection whose task can no longer write what the guest sends. Call it when nothing moves: what the
+    /// host said before has then left, as far as the guest takes it.
+    pub(crate) fn reset_if_broken(&mut self, socket: &mut Socket<'_>) -> bool {
+        let said_all = self.host_ended || !self.pending.is_empty();
+        let broken = self.unwritable() && said_all && socket.is_active();
+        if broken {
+            self.host_ended = true;
+            socket.abort();
+        }
+        broken
+    }
+
+    fn unwritable(&self) -> bool {
+        !self.guest_ended && self.queues.to_host.is_closed()
+    }
+
     /// `Closed` without both ends' FIN is a reset; the host's socket goes with the task. A reset of ours leaves with
     /// the next poll, and until then the socket knows its peer.
     pub(crate) fn over(&self, socket: &Socket<'_>) -> bool {
         let silent = match socket.state() {
             State::Closed => socket.remote_endpoint().is_none(),
-            State::TimeWait => self.guest_ended,
+            State::TimeWait => self.guest_ended || self.unwritable(),
             _ => false,
         };
-        silent && !socket.can_recv()
+        silent && (!socket.can_recv() || self.unwritable())
     }
 }

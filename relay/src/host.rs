@@ -20,6 +20,9 @@ pub(crate) const PIECE_BYTES: usize = 64 * 1024;
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long the host's socket is still read after it could not be written.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 pub(crate) struct Queues {
     pub(crate) to_host: mpsc::Sender<ToHost>,
     pub(crate) from_host: mpsc::Receiver<FromHost>,
@@ -89,7 +92,19 @@ impl HostSide {
             return;
         }
         let Self { from_stack, to_stack, wake, .. } = self;
-        tokio::join!(read_host(reader, to_stack, &wake), write_host(writer, from_stack, &wake));
+        let reading = read_host(reader, to_stack, &wake);
+        let writing = async {
+            let written = write_host(writer, from_stack, &wake).await;
+            if written.is_err() {
+                // The closed queue says so. What the peer said before may still be on its way to the guest.
+                wake.notify_one();
+                tokio::time::sleep(LAST_WORDS).await;
+            }
+            written
+        };
+        // A failure of one direction ends the other, and with it their queues.
+        let _ = tokio::try_join!(reading, writing);
+        wake.notify_one();
     }
 }
 
@@ -98,7 +113,14 @@ enum Socketed {
     Unix(UnixStream),
 }
 
-async fn read_host(mut reader: impl AsyncRead + Unpin, to_stack: mpsc::Sender<FromHost>, wake: &Notify) {
+/// A direction ended before its end was said.
+struct Broken;
+
+async fn read_host(
+    mut reader: impl AsyncRead + Unpin,
+    to_stack: mpsc::Sender<FromHost>,
+    wake: &Notify,
+) -> Result<(), Broken> {
     loop {
         let mut piece = BytesMut::with_capacity(PIECE_BYTES);
         let said = match reader.read_buf(&mut piece).await {
@@ -107,25 +129,29 @@ async fn read_host(mut reader: impl AsyncRead + Unpin, to_stack: mpsc::Sender<Fr
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(_) => FromHost::Reset,
         };
-        let last = !matches!(said, FromHost::Data(_));
-        if to_stack.send(said).await.is_err() {
-            return;
-        }
+        let ended = match said {
+            FromHost::Data(_) => None,
+            FromHost::End => Some(Ok(())),
+            FromHost::Reset => Some(Err(Broken)),
+        };
+        to_stack.send(said).await.map_err(|_| Broken)?;
         wake.notify_one();
-        if last {
-            return;
+        if let Some(ended) = ended {
+            return ended;
         }
     }
 }
 
-async fn write_host(mut writer: impl AsyncWrite + Unpin, mut from_stack: mpsc::Receiver<ToHost>, wake: &Notify) {
+async fn write_host(
+    mut writer: impl AsyncWrite + Unpin,
+    mut from_stack: mpsc::Receiver<ToHost>,
+    wake: &Notify,
+) -> Result<(), Broken> {
     while let Some(ToHost::Data(data)) = from_stack.recv().await {
         // There is room in the queue again.
         wake.notify_one();
-        if writer.write_all(&data).await.is_err() {
-            // The reader sees the reset too, and says so.
-            return;
-        }
+        writer.write_all(&data).await.map_err(|_| Broken)?;
     }
     let _ = writer.shutdown().await;
+    Ok(())
 }

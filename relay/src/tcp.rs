@@ -146,8 +146,8 @@ impl Tcp {
         self.flows.retain(|_, flow| {
             let Flow::Open(open) = flow else { return true };
             let socket = sockets.get_mut::<Socket<'_>>(open.handle);
-            moved |= open.pass_to_guest(socket);
-            moved |= open.pass_to_host(socket);
+            let passed = open.pass_to_guest(socket) | open.pass_to_host(socket);
+            moved |= passed || open.reset_if_broken(socket);
             if open.over(socket) {
                 // After an orderly end the task still has the last pieces to write; it ends by itself.
                 if !(open.guest_ended && open.host_ended) {
