@@ -100,9 +100,11 @@ impl Open {
     }
 
     /// `Closed` without both ends' FIN is a reset; the host's socket goes with the task. A reset of ours leaves with
-    /// the next poll, and until then the socket knows its peer.
+    /// the next poll, and until then the socket knows its peer. Back in `Listen`, the guest gave up while it was
+    /// answered: the next SYN must not find this socket.
     pub(crate) fn over(&self, socket: &Socket<'_>) -> bool {
         let silent = match socket.state() {
+            State::Listen => true,
             State::Closed => socket.remote_endpoint().is_none(),
             State::TimeWait => self.guest_ended || self.unwritable(),
             _ => false,

@@ -11,8 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, mpsc};
 
-use crate::packet::Ends;
-use crate::tcp::Event;
+use crate::tcp::{Attempt, Event};
 
 /// Pieces that wait between stack and host socket, each way.
 pub(crate) const QUEUE_PIECES: usize = 8;
@@ -47,7 +46,7 @@ pub(crate) enum Target {
 }
 
 pub(crate) struct HostSide {
-    pub(crate) ends: Ends,
+    pub(crate) attempt: Attempt,
     pub(crate) from_stack: mpsc::Receiver<ToHost>,
     pub(crate) to_stack: mpsc::Sender<FromHost>,
     pub(crate) events: mpsc::Sender<Event>,
@@ -70,7 +69,7 @@ impl HostSide {
                 self.carry(reader, writer).await;
             }
             None => {
-                let _ = self.events.send(Event::Refused(self.ends)).await;
+                let _ = self.events.send(Event::Refused(self.attempt)).await;
             }
         }
     }
@@ -88,7 +87,7 @@ impl HostSide {
     }
 
     async fn carry(self, reader: impl AsyncRead + Unpin, writer: impl AsyncWrite + Unpin) {
-        if self.events.send(Event::Connected(self.ends)).await.is_err() {
+        if self.events.send(Event::Connected(self.attempt)).await.is_err() {
             return;
         }
         let Self { from_stack, to_stack, wake, .. } = self;

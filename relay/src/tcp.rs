@@ -5,6 +5,7 @@
 //!              SYN held                 host connected            both sides finished, or reset
 //!  (unknown) ──────────► Connecting ──────────────────► Open ───────────────────────────────────► (gone)
 //!                            │ refused: RST to the guest
+//!                            └ the guest's RST: as if it had never asked
 //! ```
 
 use std::collections::HashMap;
@@ -35,17 +36,33 @@ pub(crate) struct Tcp {
     tasks: JoinSet<()>,
     events: mpsc::Sender<Event>,
     wake: Arc<Notify>,
+    attempts: u64,
+}
+
+/// One try to make a connection. The guest may use the same ends again before the last try's task was heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attempt {
+    pub(crate) ends: Ends,
+    number: u64,
 }
 
 /// What a flow's task says.
 pub(crate) enum Event {
-    Connected(Ends),
-    Refused(Ends),
+    Connected(Attempt),
+    Refused(Attempt),
 }
 
 enum Flow {
-    Connecting { syn: Vec<u8>, sequence: u32, task: AbortHandle, queues: Option<Queues> },
+    Connecting(Connecting),
     Open(Box<Open>),
+}
+
+struct Connecting {
+    attempt: Attempt,
+    syn: Vec<u8>,
+    sequence: u32,
+    task: AbortHandle,
+    queues: Queues,
 }
 
 impl Tcp {
@@ -55,13 +72,17 @@ impl Tcp {
         events: mpsc::Sender<Event>,
         wake: Arc<Notify>,
     ) -> Self {
-        Self { policy, resolvers, flows: HashMap::new(), tasks: JoinSet::new(), events, wake }
+        Self { policy, resolvers, flows: HashMap::new(), tasks: JoinSet::new(), events, wake, attempts: 0 }
     }
 
     /// Takes a SYN. `Some(sequence)`: refuse it now. A repeated SYN of a connection that is being made waits with it.
     pub(crate) fn syn(&mut self, ends: Ends, sequence: u32, frame: &[u8], sockets: &mut SocketSet<'_>) -> Syn {
-        match self.flows.get(&ends) {
-            Some(Flow::Connecting { .. }) => return Syn::Held,
+        match self.flows.get_mut(&ends) {
+            Some(Flow::Connecting(connecting)) => {
+                // With another number it is a new wish: an answer to the former would be refused.
+                (connecting.syn, connecting.sequence) = (frame.to_vec(), sequence);
+                return Syn::Held;
+            }
             // The guest has forgotten the connection, or lost our answer: the stack knows which.
             Some(Flow::Open(_)) => return Syn::ToStack,
             None => {}
@@ -80,17 +101,20 @@ impl Tcp {
         while self.tasks.try_join_next().is_some() {}
         let (to_host, from_stack) = mpsc::channel(QUEUE_PIECES);
         let (to_stack, from_host) = mpsc::channel(QUEUE_PIECES);
-        let host = HostSide { ends, from_stack, to_stack, events: self.events.clone(), wake: Arc::clone(&self.wake) };
+        self.attempts += 1;
+        let attempt = Attempt { ends, number: self.attempts };
+        let host =
+            HostSide { attempt, from_stack, to_stack, events: self.events.clone(), wake: Arc::clone(&self.wake) };
         let task = self.tasks.spawn(host.run(target));
-        let queues = Some(Queues { to_host, from_host });
-        self.flows.insert(ends, Flow::Connecting { syn: frame.to_vec(), sequence, task, queues });
+        let queues = Queues { to_host, from_host };
+        self.flows.insert(ends, Flow::Connecting(Connecting { attempt, syn: frame.to_vec(), sequence, task, queues }));
         Syn::Held
     }
 
     fn drop_longest_idle(&mut self, sockets: &mut SocketSet<'_>) {
         let used = |flow: &Flow| match flow {
             Flow::Open(open) => Some(open.used),
-            Flow::Connecting { .. } => None,
+            Flow::Connecting(_) => None,
         };
         let oldest = self.flows.iter().filter_map(|(ends, flow)| Some((used(flow)?, *ends)));
         if let Some((_, ends)) = oldest.min_by_key(|(used, _)| *used)
@@ -101,17 +125,39 @@ impl Tcp {
         }
     }
 
+    /// Takes a RST. Whether it took back a connection that is still being made; the stack knows the others.
+    pub(crate) fn reset(&mut self, ends: Ends, sequence: u32) -> bool {
+        let Some(Flow::Connecting(connecting)) = self.flows.get(&ends) else { return false };
+        // One that a former connection left behind has another number (RFC 5961, 3.2).
+        if sequence != connecting.sequence && sequence != connecting.sequence.wrapping_add(1) {
+            return false;
+        }
+        connecting.task.abort();
+        self.flows.remove(&ends);
+        true
+    }
+
+    /// The connection that an attempt is about, if it still is.
+    fn take_connecting(&mut self, attempt: Attempt) -> Option<Connecting> {
+        match self.flows.remove(&attempt.ends)? {
+            Flow::Connecting(connecting) if connecting.attempt == attempt => Some(connecting),
+            other => {
+                self.flows.insert(attempt.ends, other);
+                None
+            }
+        }
+    }
+
     /// The host's connection is made: a socket now waits for the held SYN, which is returned to be let in.
-    pub(crate) fn connected(&mut self, ends: Ends, sockets: &mut SocketSet<'_>) -> Option<Vec<u8>> {
-        let Some(Flow::Connecting { syn, task, queues, .. }) = self.flows.get_mut(&ends) else { return None };
-        let (syn, task, queues) = (std::mem::take(syn), task.clone(), queues.take()?);
+    pub(crate) fn connected(&mut self, attempt: Attempt, sockets: &mut SocketSet<'_>) -> Option<Vec<u8>> {
+        let Connecting { syn, task, queues, .. } = self.take_connecting(attempt)?;
+        let ends = attempt.ends;
         let mut socket =
             Socket::new(SocketBuffer::new(vec![0; BUFFER_BYTES]), SocketBuffer::new(vec![0; BUFFER_BYTES]));
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
-        let listening = socket.listen(IpListenEndpoint { addr: Some(ends.address.into()), port: ends.port });
-        if listening.is_err() {
-            self.flows.remove(&ends);
+        if socket.listen(IpListenEndpoint { addr: Some(ends.address.into()), port: ends.port }).is_err() {
+            task.abort();
             return None;
         }
         let handle = sockets.add(socket);
@@ -129,15 +175,8 @@ impl Tcp {
     }
 
     /// The host's connection was refused: the sequence number to refuse the guest's with.
-    pub(crate) fn refused(&mut self, ends: Ends) -> Option<u32> {
-        match self.flows.remove(&ends) {
-            Some(Flow::Connecting { sequence, .. }) => Some(sequence),
-            Some(open @ Flow::Open(_)) => {
-                self.flows.insert(ends, open);
-                None
-            }
-            None => None,
-        }
+    pub(crate) fn refused(&mut self, attempt: Attempt) -> Option<u32> {
+        Some(self.take_connecting(attempt)?.sequence)
     }
 
     /// Moves data both ways as far as there is room, and forgets what is over. Says whether anything moved.
