@@ -17,7 +17,7 @@ use crate::tcp::{Attempt, Event};
 pub(crate) const QUEUE_PIECES: usize = 8;
 pub(crate) const PIECE_BYTES: usize = 64 * 1024;
 
-const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long the host's socket is still read after it could not be written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -55,10 +55,13 @@ pub(crate) struct HostSide {
 
 impl HostSide {
     pub(crate) async fn run(self, target: Target) {
-        let connected = match target {
-            Target::Address(address) => self.tcp(address).await,
-            Target::Unix(path, preface) => self.unix(&path, &preface).await,
+        let connecting = async {
+            match target {
+                Target::Address(address) => Self::tcp(address).await,
+                Target::Unix(path, preface) => Self::unix(&path, &preface).await,
+            }
         };
+        let connected = tokio::time::timeout(CONNECT_PATIENCE, connecting).await.ok().and_then(Result::ok);
         match connected {
             Some(Socketed::Tcp(stream)) => {
                 let (reader, writer) = stream.into_split();
@@ -74,16 +77,16 @@ impl HostSide {
         }
     }
 
-    async fn tcp(&self, address: SocketAddr) -> Option<Socketed> {
-        let stream = tokio::time::timeout(CONNECT_PATIENCE, TcpStream::connect(address)).await.ok()?.ok()?;
+    async fn tcp(address: SocketAddr) -> io::Result<Socketed> {
+        let stream = TcpStream::connect(address).await?;
         let _ = stream.set_nodelay(true);
-        Some(Socketed::Tcp(stream))
+        Ok(Socketed::Tcp(stream))
     }
 
-    async fn unix(&self, path: &Path, preface: &str) -> Option<Socketed> {
-        let mut stream = UnixStream::connect(path).await.ok()?;
-        stream.write_all(preface.as_bytes()).await.ok()?;
-        Some(Socketed::Unix(stream))
+    async fn unix(path: &Path, preface: &str) -> io::Result<Socketed> {
+        let mut stream = UnixStream::connect(path).await?;
+        stream.write_all(preface.as_bytes()).await?;
+        Ok(Socketed::Unix(stream))
     }
 
     async fn carry(self, reader: impl AsyncRead + Unpin, writer: impl AsyncWrite + Unpin) {

@@ -33,6 +33,7 @@ pub(crate) struct Tcp {
     policy: Policy,
     resolvers: Vec<SocketAddr>,
     flows: HashMap<Ends, Flow>,
+    finishing: Vec<Finishing>,
     tasks: JoinSet<()>,
     events: mpsc::Sender<Event>,
     wake: Arc<Notify>,
@@ -65,6 +66,18 @@ struct Connecting {
     queues: Queues,
 }
 
+/// A flow whose guest is done, while the host does not yet have everything. It counts, as it holds a host socket.
+struct Finishing {
+    task: AbortHandle,
+    since: Instant,
+}
+
+/// What may be dropped for another flow.
+enum Idle {
+    Open(Ends),
+    Finishing(usize),
+}
+
 impl Tcp {
     pub(crate) fn new(
         policy: Policy,
@@ -72,7 +85,16 @@ impl Tcp {
         events: mpsc::Sender<Event>,
         wake: Arc<Notify>,
     ) -> Self {
-        Self { policy, resolvers, flows: HashMap::new(), tasks: JoinSet::new(), events, wake, attempts: 0 }
+        Self {
+            policy,
+            resolvers,
+            flows: HashMap::new(),
+            finishing: Vec::new(),
+            tasks: JoinSet::new(),
+            events,
+            wake,
+            attempts: 0,
+        }
     }
 
     /// Takes a SYN. `Some(sequence)`: refuse it now. A repeated SYN of a connection that is being made waits with it.
@@ -95,10 +117,9 @@ impl Tcp {
             Verdict::Target(HostTarget::Unix { path, preface }) => Target::Unix(path, preface),
             Verdict::Denied => return Syn::Refuse(sequence),
         };
-        if self.flows.len() >= MAX_FLOWS {
-            self.drop_longest_idle(sockets);
+        if !self.has_room(sockets) {
+            return Syn::Refuse(sequence);
         }
-        while self.tasks.try_join_next().is_some() {}
         let (to_host, from_stack) = mpsc::channel(QUEUE_PIECES);
         let (to_stack, from_host) = mpsc::channel(QUEUE_PIECES);
         self.attempts += 1;
@@ -111,17 +132,32 @@ impl Tcp {
         Syn::Held
     }
 
-    fn drop_longest_idle(&mut self, sockets: &mut SocketSet<'_>) {
-        let used = |flow: &Flow| match flow {
-            Flow::Open(open) => Some(open.used),
+    /// Whether one more flow is within the limit, for which the longest idle one may have to go. Those that are being
+    /// made stay: each of them ends by itself within [`CONNECT_PATIENCE`](crate::host::CONNECT_PATIENCE).
+    fn has_room(&mut self, sockets: &mut SocketSet<'_>) -> bool {
+        while self.tasks.try_join_next().is_some() {}
+        self.finishing.retain(|finishing| !finishing.task.is_finished());
+        if self.flows.len() + self.finishing.len() < MAX_FLOWS {
+            return true;
+        }
+        let open = self.flows.iter().filter_map(|(ends, flow)| match flow {
+            Flow::Open(open) => Some((open.used, Idle::Open(*ends))),
             Flow::Connecting(_) => None,
-        };
-        let oldest = self.flows.iter().filter_map(|(ends, flow)| Some((used(flow)?, *ends)));
-        if let Some((_, ends)) = oldest.min_by_key(|(used, _)| *used)
-            && let Some(Flow::Open(open)) = self.flows.remove(&ends)
-        {
-            open.task.abort();
-            sockets.remove(open.handle);
+        });
+        let finishing = self.finishing.iter().enumerate().map(|(at, flow)| (flow.since, Idle::Finishing(at)));
+        match open.chain(finishing).min_by_key(|(since, _)| *since) {
+            Some((_, Idle::Open(ends))) => {
+                if let Some(Flow::Open(open)) = self.flows.remove(&ends) {
+                    open.task.abort();
+                    sockets.remove(open.handle);
+                }
+                true
+            }
+            Some((_, Idle::Finishing(at))) => {
+                self.finishing.swap_remove(at).task.abort();
+                true
+            }
+            None => false,
         }
     }
 
@@ -182,6 +218,7 @@ impl Tcp {
     /// Moves data both ways as far as there is room, and forgets what is over. Says whether anything moved.
     pub(crate) fn pump(&mut self, sockets: &mut SocketSet<'_>) -> bool {
         let mut moved = false;
+        let finishing = &mut self.finishing;
         self.flows.retain(|_, flow| {
             let Flow::Open(open) = flow else { return true };
             let socket = sockets.get_mut::<Socket<'_>>(open.handle);
@@ -189,7 +226,9 @@ impl Tcp {
             moved |= passed || open.reset_if_broken(socket);
             if open.over(socket) {
                 // After an orderly end the task still has the last pieces to write; it ends by itself.
-                if !(open.guest_ended && open.host_ended) {
+                if open.guest_ended && open.host_ended {
+                    finishing.push(Finishing { task: open.task.clone(), since: Instant::now() });
+                } else {
                     open.task.abort();
                 }
                 sockets.remove(open.handle);

@@ -5,15 +5,17 @@ mod support;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::thread;
 
-use relay::HostTarget;
+use relay::{HostTarget, MAX_FLOWS};
+use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
 
 use support::{GATEWAY, Guest, OPEN, PATIENCE, guest_to, noise, server};
 
 /// Sends until the connection is no more.
-fn send_until_reset(guest: &mut Guest, handle: smoltcp::iface::SocketHandle) {
+fn send_until_reset(guest: &mut Guest, handle: SocketHandle) {
     let data = noise(64 * 1024);
     guest.until("a reset", |sockets| {
         let socket = sockets.get_mut::<tcp::Socket<'_>>(handle);
@@ -40,35 +42,63 @@ fn an_upload_to_a_host_that_went_away_after_its_answer_is_reset() {
     send_until_reset(&mut guest, handle);
 }
 
-/// A target to which a connection is not made until the listener reads: the preface does not fit its buffer.
-fn slow_target(name: &str) -> (HostTarget, UnixListener, usize) {
-    let path = std::env::temp_dir().join(format!("relay-{name}-{}", std::process::id()));
-    let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).expect("a socket");
-    listener.set_nonblocking(true).expect("non-blocking");
-    let preface = "p".repeat(4 << 20);
-    let length = preface.len();
-    (HostTarget::Unix { path, preface }, listener, length)
+fn until_state(guest: &mut Guest, handle: SocketHandle, state: tcp::State) {
+    let what = format!("the state {state}");
+    guest.until(&what, |sockets| (sockets.get::<tcp::Socket<'_>>(handle).state() == state).then_some(()));
 }
 
-/// The guest connects until the relay's connection is there.
-fn accept(guest: &mut Guest, listener: &UnixListener) -> UnixStream {
-    let (stream, _) = guest.until("a connection", |_| listener.accept().ok());
-    stream.set_nonblocking(false).expect("blocking");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
-    stream
+/// A Unix socket of the host, removed with this.
+struct Listening {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Listening {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("relay-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).expect("a socket");
+        listener.set_nonblocking(true).expect("non-blocking");
+        Self { listener, path }
+    }
+
+    fn target(&self, preface: String) -> HostTarget {
+        HostTarget::Unix { path: self.path.clone(), preface }
+    }
+
+    /// A relay's connection; the guest goes on meanwhile.
+    fn accept(&self, guest: &mut Guest) -> UnixStream {
+        let (stream, _) = guest.until("a connection", |_| self.listener.accept().ok());
+        stream.set_nonblocking(false).expect("blocking");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
+        stream
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// A preface that does not fit a socket's buffer: a connection is not made before the listener reads.
+const LONG: usize = 512 * 1024;
+
+fn slow_target(name: &str) -> (Listening, Guest) {
+    let listening = Listening::new(name);
+    let guest = guest_to(listening.target("p".repeat(LONG)), None);
+    (listening, guest)
 }
 
 #[test]
 fn a_connection_that_the_guest_gave_up_takes_nothing_from_the_next() {
-    let (target, listener, preface) = slow_target("given-up");
-    let mut guest = guest_to(target, None);
+    let (listening, mut guest) = slow_target("given-up");
     let first = guest.connect(GATEWAY, OPEN);
-    let mut abandoned = accept(&mut guest, &listener);
+    let mut abandoned = listening.accept(&mut guest);
     // As a kernel does it: without a word. The answer to the SYN will find nobody.
     guest.sockets.remove(first);
     let reading = thread::spawn(move || {
-        abandoned.read_exact(&mut vec![0; preface]).expect("the preface");
+        abandoned.read_exact(&mut vec![0; LONG]).expect("the preface");
         let mut rest = Vec::new();
         // The relay hears of it, and lets go.
         abandoned.read_to_end(&mut rest).expect("the end");
@@ -78,9 +108,9 @@ fn a_connection_that_the_guest_gave_up_takes_nothing_from_the_next() {
     assert!(reading.join().expect("read").is_empty());
 
     let second = guest.connect(GATEWAY, OPEN);
-    let mut stream = accept(&mut guest, &listener);
+    let mut stream = listening.accept(&mut guest);
     let reading = thread::spawn(move || {
-        stream.read_exact(&mut vec![0; preface]).expect("the preface");
+        stream.read_exact(&mut vec![0; LONG]).expect("the preface");
         let mut said = [0; 5];
         stream.read_exact(&mut said).expect("read");
         said
@@ -92,16 +122,62 @@ fn a_connection_that_the_guest_gave_up_takes_nothing_from_the_next() {
 
 #[test]
 fn a_guest_that_takes_its_request_back_ends_the_hosts_attempt() {
-    let (target, listener, preface) = slow_target("taken-back");
-    let mut guest = guest_to(target, None);
+    let (listening, mut guest) = slow_target("taken-back");
     let handle = guest.connect(GATEWAY, OPEN);
-    let mut stream = accept(&mut guest, &listener);
+    let mut stream = listening.accept(&mut guest);
     guest.sockets.get_mut::<tcp::Socket<'_>>(handle).abort();
     guest.poll();
     // The relay has one thread: when the second SYN has led here, the reset before it was heeded.
     guest.connect(GATEWAY, OPEN);
-    let _second = accept(&mut guest, &listener);
+    let _second = listening.accept(&mut guest);
     let mut said = Vec::new();
     stream.read_to_end(&mut said).expect("the end");
-    assert!(said.len() < preface, "all of the preface came");
+    assert!(said.len() < LONG, "all of the preface came");
+}
+
+#[test]
+fn connections_being_made_are_counted_and_one_too_many_is_refused() {
+    let (listening, mut guest) = slow_target("many");
+    let handles: Vec<_> = (0..MAX_FLOWS).map(|_| guest.connect(GATEWAY, OPEN)).collect();
+    let mut streams: Vec<_> = (0..MAX_FLOWS).map(|_| listening.accept(&mut guest)).collect();
+    assert!(guest.connected(GATEWAY, OPEN).is_none(), "more than the limit");
+    // Once one of them is made, it makes room: it is idle.
+    let first = thread::spawn(move || {
+        streams[0].read_exact(&mut vec![0; LONG]).expect("the preface");
+        streams
+    });
+    guest.until("a connection", |sockets| {
+        handles.iter().any(|handle| sockets.get::<tcp::Socket<'_>>(*handle).may_send()).then_some(())
+    });
+    let _streams = first.join().expect("read");
+    guest.connect(GATEWAY, OPEN);
+    listening.accept(&mut guest);
+}
+
+#[test]
+fn ended_connections_whose_host_does_not_read_are_counted() {
+    let listening = Listening::new("unread");
+    let mut guest = guest_to(listening.target(String::new()), None);
+    // More than the socket's buffer, less than what waits in the relay besides.
+    let data = noise(400 * 1024);
+    let mut streams = Vec::new();
+    for _ in 0..=MAX_FLOWS {
+        let handle = guest.connect(GATEWAY, OPEN);
+        let stream = listening.accept(&mut guest);
+        stream.shutdown(Shutdown::Write).expect("half-closed");
+        streams.push(stream);
+        until_state(&mut guest, handle, tcp::State::CloseWait);
+        guest.send(handle, &data);
+        guest.finish(handle);
+        until_state(&mut guest, handle, tcp::State::Closed);
+        guest.sockets.remove(handle);
+    }
+    let mut read = |number: usize| {
+        let mut all = Vec::new();
+        streams[number].read_to_end(&mut all).expect("the end");
+        all
+    };
+    assert!(read(0).len() < data.len(), "the first was to make room for the last");
+    assert!(read(1) == data, "the second differs");
+    assert!(read(MAX_FLOWS) == data, "the last differs");
 }
