@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use smoltcp::iface::SocketHandle;
-use smoltcp::socket::tcp::{Socket, State};
+use smoltcp::socket::tcp::{RecvError, Socket, State};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -68,11 +68,9 @@ impl Open {
                 }
             }
         }
-        // The guest's FIN, once everything before it has been taken.
-        let finished = matches!(socket.state(), State::CloseWait | State::LastAck | State::Closing | State::TimeWait)
-            || (socket.state() == State::Closed && self.host_ended);
+        // The guest's FIN, once everything before it has been taken; a reset is no end.
+        let finished = !socket.can_recv() && matches!(socket.recv(|_| (0, ())), Err(RecvError::Finished));
         if finished
-            && !socket.can_recv()
             && !self.guest_ended
             && let Ok(permit) = self.queues.to_host.try_reserve()
         {

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use nix::libc::linger;
+use nix::sys::socket::{setsockopt, sockopt::Linger};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, mpsc};
@@ -21,6 +23,11 @@ pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long the host's socket is still read after it could not be written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How a TCP socket of the host closes, whoever closes it and however (`SO_LINGER`, socket(7)): with a reset, so that
+/// its peer does not take the part of an upload for the whole, until both directions have ended in order.
+const WITH_A_RESET: linger = linger { l_onoff: 1, l_linger: 0 };
+const IN_ORDER: linger = linger { l_onoff: 0, l_linger: 0 };
 
 pub(crate) struct Queues {
     pub(crate) to_host: mpsc::Sender<ToHost>,
@@ -63,13 +70,16 @@ impl HostSide {
         };
         let connected = tokio::time::timeout(CONNECT_PATIENCE, connecting).await.ok().and_then(Result::ok);
         match connected {
-            Some(Socketed::Tcp(stream)) => {
-                let (reader, writer) = stream.into_split();
-                self.carry(reader, writer).await;
+            // Borrowed halves: an owned one ends its direction in order when it is dropped.
+            Some(Socketed::Tcp(mut stream)) => {
+                let (reader, writer) = stream.split();
+                if self.carry(reader, writer).await.is_ok() {
+                    let _ = setsockopt(&stream, Linger, &IN_ORDER);
+                }
             }
-            Some(Socketed::Unix(stream)) => {
-                let (reader, writer) = stream.into_split();
-                self.carry(reader, writer).await;
+            Some(Socketed::Unix(mut stream)) => {
+                let (reader, writer) = stream.split();
+                let _ = self.carry(reader, writer).await;
             }
             None => {
                 let _ = self.events.send(Event::Refused(self.attempt)).await;
@@ -80,6 +90,7 @@ impl HostSide {
     async fn tcp(address: SocketAddr) -> io::Result<Socketed> {
         let stream = TcpStream::connect(address).await?;
         let _ = stream.set_nodelay(true);
+        setsockopt(&stream, Linger, &WITH_A_RESET)?;
         Ok(Socketed::Tcp(stream))
     }
 
@@ -89,10 +100,9 @@ impl HostSide {
         Ok(Socketed::Unix(stream))
     }
 
-    async fn carry(self, reader: impl AsyncRead + Unpin, writer: impl AsyncWrite + Unpin) {
-        if self.events.send(Event::Connected(self.attempt)).await.is_err() {
-            return;
-        }
+    /// Returns when both directions have ended in order, or one of them has not.
+    async fn carry(self, reader: impl AsyncRead + Unpin, writer: impl AsyncWrite + Unpin) -> Result<(), Broken> {
+        self.events.send(Event::Connected(self.attempt)).await.map_err(|_| Broken)?;
         let Self { from_stack, to_stack, wake, .. } = self;
         let reading = read_host(reader, to_stack, &wake);
         let writing = async {
@@ -105,8 +115,9 @@ impl HostSide {
             written
         };
         // A failure of one direction ends the other, and with it their queues.
-        let _ = tokio::try_join!(reading, writing);
+        let ended = tokio::try_join!(reading, writing);
         wake.notify_one();
+        ended.map(|_| ())
     }
 }
 
@@ -149,11 +160,13 @@ async fn write_host(
     mut from_stack: mpsc::Receiver<ToHost>,
     wake: &Notify,
 ) -> Result<(), Broken> {
-    while let Some(ToHost::Data(data)) = from_stack.recv().await {
+    loop {
+        let Some(said) = from_stack.recv().await else { return Err(Broken) };
         // There is room in the queue again.
         wake.notify_one();
-        writer.write_all(&data).await.map_err(|_| Broken)?;
+        match said {
+            ToHost::Data(data) => writer.write_all(&data).await.map_err(|_| Broken)?,
+            ToHost::End => return writer.shutdown().await.map_err(|_| Broken),
+        }
     }
-    let _ = writer.shutdown().await;
-    Ok(())
 }

@@ -181,3 +181,38 @@ fn ended_connections_whose_host_does_not_read_are_counted() {
     assert!(read(1) == data, "the second differs");
     assert!(read(MAX_FLOWS) == data, "the last differs");
 }
+
+#[test]
+fn an_upload_that_the_guest_breaks_off_does_not_look_complete() {
+    for host_ends_first in [false, true] {
+        let (port, serving) = server(move |mut stream| {
+            if host_ends_first {
+                stream.shutdown(Shutdown::Write).expect("half-closed");
+            }
+            let error = stream.read_to_end(&mut Vec::new()).expect_err("no end of data");
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        });
+        let mut guest = guest_to(HostTarget::Loopback(port), None);
+        let handle = guest.connected(GATEWAY, OPEN).expect("connected");
+        if host_ends_first {
+            until_state(&mut guest, handle, tcp::State::CloseWait);
+        }
+        guest.send(handle, b"the first half");
+        guest.sockets.get_mut::<tcp::Socket<'_>>(handle).abort();
+        guest.until("the server's end", |_| serving.is_finished().then_some(()));
+        serving.join().expect("served");
+    }
+}
+
+#[test]
+fn a_relay_that_ends_does_not_complete_its_uploads() {
+    let (port, serving) = server(|mut stream| {
+        let error = stream.read_to_end(&mut Vec::new()).expect_err("no end of data");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    });
+    let mut guest = guest_to(HostTarget::Loopback(port), None);
+    let handle = guest.connected(GATEWAY, OPEN).expect("connected");
+    guest.send(handle, b"the first half");
+    drop(guest);
+    serving.join().expect("served");
+}
