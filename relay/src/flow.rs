@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use smoltcp::iface::SocketHandle;
-use smoltcp::socket::tcp::{RecvError, Socket, State};
+use smoltcp::socket::tcp::{Socket, State};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -12,21 +12,34 @@ use crate::host::{FromHost, PIECE_BYTES, Queues, ToHost};
 
 pub(crate) struct Open {
     pub(crate) handle: SocketHandle,
-    pub(crate) queues: Queues,
+    /// `None`: the guest has sent all, and the task has it.
+    to_host: Option<ToHost>,
+    from_host: mpsc::Receiver<FromHost>,
     pub(crate) task: AbortHandle,
     /// Data that the stack had no room for yet.
-    pub(crate) pending: Bytes,
-    pub(crate) host_ended: bool,
-    pub(crate) guest_ended: bool,
+    pending: Bytes,
+    host_ended: bool,
     pub(crate) used: Instant,
 }
 
 impl Open {
+    pub(crate) fn new(handle: SocketHandle, queues: Queues, task: AbortHandle) -> Self {
+        Self {
+            handle,
+            to_host: Some(queues.to_host),
+            from_host: queues.from_host,
+            task,
+            pending: Bytes::new(),
+            host_ended: false,
+            used: Instant::now(),
+        }
+    }
+
     pub(crate) fn pass_to_guest(&mut self, socket: &mut Socket<'_>) -> bool {
         let mut moved = false;
         while socket.may_send() && !self.host_ended {
             if self.pending.is_empty() {
-                match self.queues.from_host.try_recv() {
+                match self.from_host.try_recv() {
                     Ok(FromHost::Data(data)) => self.pending = data,
                     Ok(FromHost::End) => {
                         self.host_ended = true;
@@ -55,27 +68,25 @@ impl Open {
 
     pub(crate) fn pass_to_host(&mut self, socket: &mut Socket<'_>) -> bool {
         let mut moved = false;
+        let Some(to_host) = &self.to_host else { return false };
         while socket.can_recv() {
-            let Ok(permit) = self.queues.to_host.try_reserve() else { break };
-            let mut piece = BytesMut::zeroed(PIECE_BYTES.min(socket.recv_queue()));
-            match socket.recv_slice(&mut piece) {
-                Ok(0) | Err(_) => break,
-                Ok(length) => {
-                    piece.truncate(length);
-                    permit.send(ToHost::Data(piece.freeze()));
-                    self.used = Instant::now();
-                    moved = true;
-                }
+            let Ok(permit) = to_host.pieces.try_reserve() else { break };
+            let piece = take(socket, PIECE_BYTES);
+            if piece.is_empty() {
+                break;
             }
+            permit.send(piece);
+            self.used = Instant::now();
+            moved = true;
         }
-        // The guest's FIN, once everything before it has been taken; a reset is no end.
-        let finished = !socket.can_recv() && matches!(socket.recv(|_| (0, ())), Err(RecvError::Finished));
+        // The guest's FIN has come, and nothing more will: what is left is one buffer at most. It is taken now, before
+        // the stack forgets the connection.
+        let finished = matches!(socket.state(), State::CloseWait | State::LastAck | State::Closing | State::TimeWait);
         if finished
-            && !self.guest_ended
-            && let Ok(permit) = self.queues.to_host.try_reserve()
+            && !to_host.pieces.is_closed()
+            && let Some(to_host) = self.to_host.take()
         {
-            permit.send(ToHost::End);
-            self.guest_ended = true;
+            let _ = to_host.last.send(take(socket, usize::MAX));
             moved = true;
         }
         moved
@@ -94,19 +105,30 @@ impl Open {
     }
 
     fn unwritable(&self) -> bool {
-        !self.guest_ended && self.queues.to_host.is_closed()
+        self.to_host.as_ref().is_some_and(|to_host| to_host.pieces.is_closed())
     }
 
-    /// `Closed` without both ends' FIN is a reset; the host's socket goes with the task. A reset of ours leaves with
-    /// the next poll, and until then the socket knows its peer. Back in `Listen`, the guest gave up while it was
-    /// answered: the next SYN must not find this socket.
-    pub(crate) fn over(&self, socket: &Socket<'_>) -> bool {
-        let silent = match socket.state() {
-            State::Listen => true,
-            State::Closed => socket.remote_endpoint().is_none(),
-            State::TimeWait => self.guest_ended || self.unwritable(),
-            _ => false,
-        };
-        silent && (!socket.can_recv() || self.unwritable())
+    /// Whether both ends said their last. The task may still have some of it to write, and ends by itself.
+    pub(crate) fn ended_in_order(&self) -> bool {
+        self.host_ended && self.to_host.is_none()
     }
+
+    /// Whether the stack is done with the connection. A reset of ours leaves with the next poll, and until then the
+    /// socket knows its peer. Back in `Listen`, the guest gave up while it was answered: the next SYN must not find
+    /// this socket.
+    pub(crate) fn over(socket: &Socket<'_>) -> bool {
+        match socket.state() {
+            State::Listen | State::TimeWait => true,
+            State::Closed => socket.remote_endpoint().is_none(),
+            _ => false,
+        }
+    }
+}
+
+/// Up to `limit` bytes of what the guest sent.
+fn take(socket: &mut Socket<'_>, limit: usize) -> Bytes {
+    let mut piece = BytesMut::zeroed(limit.min(socket.recv_queue()));
+    let length = socket.recv_slice(&mut piece).unwrap_or(0);
+    piece.truncate(length);
+    piece.freeze()
 }

@@ -11,7 +11,7 @@ use nix::libc::linger;
 use nix::sys::socket::{setsockopt, sockopt::Linger};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::tcp::{Attempt, Event};
 
@@ -29,15 +29,23 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const WITH_A_RESET: linger = linger { l_onoff: 1, l_linger: 0 };
 const IN_ORDER: linger = linger { l_onoff: 0, l_linger: 0 };
 
+/// The stack's ends of a connection's queues.
 pub(crate) struct Queues {
-    pub(crate) to_host: mpsc::Sender<ToHost>,
+    pub(crate) to_host: ToHost,
     pub(crate) from_host: mpsc::Receiver<FromHost>,
 }
 
-pub(crate) enum ToHost {
-    Data(Bytes),
-    /// The guest will send no more.
-    End,
+/// What the guest sends.
+pub(crate) struct ToHost {
+    pub(crate) pieces: mpsc::Sender<Bytes>,
+    /// What is left when the guest has sent all. It needs no room in the queue: the task can finish by itself, and the
+    /// stack forget the connection. Dropped unsent, the connection was reset.
+    pub(crate) last: oneshot::Sender<Bytes>,
+}
+
+pub(crate) struct FromStack {
+    pub(crate) pieces: mpsc::Receiver<Bytes>,
+    pub(crate) last: oneshot::Receiver<Bytes>,
 }
 
 pub(crate) enum FromHost {
@@ -54,7 +62,7 @@ pub(crate) enum Target {
 
 pub(crate) struct HostSide {
     pub(crate) attempt: Attempt,
-    pub(crate) from_stack: mpsc::Receiver<ToHost>,
+    pub(crate) from_stack: FromStack,
     pub(crate) to_stack: mpsc::Sender<FromHost>,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) wake: Arc<Notify>,
@@ -157,16 +165,15 @@ async fn read_host(
 
 async fn write_host(
     mut writer: impl AsyncWrite + Unpin,
-    mut from_stack: mpsc::Receiver<ToHost>,
+    mut from_stack: FromStack,
     wake: &Notify,
 ) -> Result<(), Broken> {
-    loop {
-        let Some(said) = from_stack.recv().await else { return Err(Broken) };
+    while let Some(piece) = from_stack.pieces.recv().await {
         // There is room in the queue again.
         wake.notify_one();
-        match said {
-            ToHost::Data(data) => writer.write_all(&data).await.map_err(|_| Broken)?,
-            ToHost::End => return writer.shutdown().await.map_err(|_| Broken),
-        }
+        writer.write_all(&piece).await.map_err(|_| Broken)?;
     }
+    let last = from_stack.last.await.map_err(|_| Broken)?;
+    writer.write_all(&last).await.map_err(|_| Broken)?;
+    writer.shutdown().await.map_err(|_| Broken)
 }

@@ -13,16 +13,15 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use smoltcp::iface::SocketSet;
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
 use smoltcp::wire::IpListenEndpoint;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::MAX_FLOWS;
 use crate::flow::Open;
-use crate::host::{HostSide, QUEUE_PIECES, Queues, Target};
+use crate::host::{FromStack, HostSide, QUEUE_PIECES, Queues, Target, ToHost};
 use crate::packet::Ends;
 use crate::policy::{HostTarget, Policy, Verdict};
 
@@ -120,7 +119,8 @@ impl Tcp {
         if !self.has_room(sockets) {
             return Syn::Refuse(sequence);
         }
-        let (to_host, from_stack) = mpsc::channel(QUEUE_PIECES);
+        let ((pieces, pieces_out), (last, last_out)) = (mpsc::channel(QUEUE_PIECES), oneshot::channel());
+        let (to_host, from_stack) = (ToHost { pieces, last }, FromStack { pieces: pieces_out, last: last_out });
         let (to_stack, from_host) = mpsc::channel(QUEUE_PIECES);
         self.attempts += 1;
         let attempt = Attempt { ends, number: self.attempts };
@@ -197,15 +197,7 @@ impl Tcp {
             return None;
         }
         let handle = sockets.add(socket);
-        let open = Open {
-            handle,
-            queues,
-            task,
-            pending: Bytes::new(),
-            host_ended: false,
-            guest_ended: false,
-            used: Instant::now(),
-        };
+        let open = Open::new(handle, queues, task);
         self.flows.insert(ends, Flow::Open(Box::new(open)));
         Some(syn)
     }
@@ -224,9 +216,8 @@ impl Tcp {
             let socket = sockets.get_mut::<Socket<'_>>(open.handle);
             let passed = open.pass_to_guest(socket) | open.pass_to_host(socket);
             moved |= passed || open.reset_if_broken(socket);
-            if open.over(socket) {
-                // After an orderly end the task still has the last pieces to write; it ends by itself.
-                if open.guest_ended && open.host_ended {
+            if Open::over(socket) {
+                if open.ended_in_order() {
                     finishing.push(Finishing { task: open.task.clone(), since: Instant::now() });
                 } else {
                     open.task.abort();

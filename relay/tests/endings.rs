@@ -7,6 +7,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use relay::{HostTarget, MAX_FLOWS};
 use smoltcp::iface::SocketHandle;
@@ -215,4 +216,38 @@ fn a_relay_that_ends_does_not_complete_its_uploads() {
     guest.send(handle, b"the first half");
     drop(guest);
     serving.join().expect("served");
+}
+
+#[test]
+fn a_host_that_ended_first_and_reads_late_gets_the_whole_upload() {
+    let listening = Listening::new("late");
+    let mut guest = guest_to(listening.target(String::new()), None);
+    let handle = guest.connect(GATEWAY, OPEN);
+    let mut stream = listening.accept(&mut guest);
+    stream.shutdown(Shutdown::Write).expect("half-closed");
+    until_state(&mut guest, handle, tcp::State::CloseWait);
+    // More than the socket's buffer and the relay's queue of pieces: the last of it waits in the stack.
+    let data = noise(400 * 1024);
+    for piece in data.chunks(8 * 1024) {
+        guest.send(handle, piece);
+        guest.until("the piece to be taken", |sockets| {
+            (sockets.get::<tcp::Socket<'_>>(handle).send_queue() == 0).then_some(())
+        });
+    }
+    guest.finish(handle);
+    until_state(&mut guest, handle, tcp::State::Closed);
+    // The stack remembers a connection for ten seconds after its end, and then no more.
+    let ended = Instant::now();
+    guest.until("the end of that time", |_| (ended.elapsed() > Duration::from_secs(11)).then_some(()));
+    let reading = thread::spawn(move || {
+        let (mut all, mut buffer) = (Vec::new(), vec![0; 32 * 1024]);
+        loop {
+            match stream.read(&mut buffer).expect("read") {
+                0 => return all,
+                length => all.extend_from_slice(&buffer[..length]),
+            }
+        }
+    });
+    guest.until("the upload", |_| reading.is_finished().then_some(()));
+    assert!(reading.join().expect("read") == data, "what the guest sent differs");
 }
