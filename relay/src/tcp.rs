@@ -13,7 +13,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use smoltcp::iface::SocketSet;
+use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
 use smoltcp::wire::IpListenEndpoint;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -33,6 +33,8 @@ pub(crate) struct Tcp {
     resolvers: Vec<SocketAddr>,
     flows: HashMap<Ends, Flow>,
     finishing: Vec<Finishing>,
+    /// Sockets of dropped flows, whose reset leaves with the next poll.
+    resetting: Vec<SocketHandle>,
     tasks: JoinSet<()>,
     events: mpsc::Sender<Event>,
     wake: Arc<Notify>,
@@ -89,6 +91,7 @@ impl Tcp {
             resolvers,
             flows: HashMap::new(),
             finishing: Vec::new(),
+            resetting: Vec::new(),
             tasks: JoinSet::new(),
             events,
             wake,
@@ -140,6 +143,9 @@ impl Tcp {
         if self.flows.len() + self.finishing.len() < MAX_FLOWS {
             return true;
         }
+        if self.resetting.len() >= MAX_FLOWS {
+            return false;
+        }
         let open = self.flows.iter().filter_map(|(ends, flow)| match flow {
             Flow::Open(open) => Some((open.used, Idle::Open(*ends))),
             Flow::Connecting(_) => None,
@@ -149,7 +155,8 @@ impl Tcp {
             Some((_, Idle::Open(ends))) => {
                 if let Some(Flow::Open(open)) = self.flows.remove(&ends) {
                     open.task.abort();
-                    sockets.remove(open.handle);
+                    sockets.get_mut::<Socket<'_>>(open.handle).abort();
+                    self.resetting.push(open.handle);
                 }
                 true
             }
@@ -210,6 +217,13 @@ impl Tcp {
     /// Moves data both ways as far as there is room, and forgets what is over. Says whether anything moved.
     pub(crate) fn pump(&mut self, sockets: &mut SocketSet<'_>) -> bool {
         let mut moved = false;
+        self.resetting.retain(|handle| {
+            let left = Open::over(sockets.get::<Socket<'_>>(*handle));
+            if left {
+                sockets.remove(*handle);
+            }
+            !left
+        });
         let finishing = &mut self.finishing;
         self.flows.retain(|_, flow| {
             let Flow::Open(open) = flow else { return true };

@@ -3,7 +3,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::thread;
@@ -250,4 +250,28 @@ fn a_host_that_ended_first_and_reads_late_gets_the_whole_upload() {
     });
     guest.until("the upload", |_| reading.is_finished().then_some(()));
     assert!(reading.join().expect("read") == data, "what the guest sent differs");
+}
+
+#[test]
+fn the_longest_idle_connection_is_reset_on_both_sides_for_one_more() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.set_nonblocking(true).expect("non-blocking");
+    let port = listener.local_addr().expect("an address").port();
+    let mut guest = guest_to(HostTarget::Loopback(port), None);
+    let mut ends = Vec::new();
+    for _ in 0..MAX_FLOWS {
+        let handle = guest.connected(GATEWAY, OPEN).expect("connected");
+        ends.push((handle, guest.until("a connection", |_| listener.accept().ok()).0));
+    }
+    // The first is used again: the second is idle longest.
+    guest.send(ends[0].0, b"still here");
+    ends[0].1.set_nonblocking(false).expect("blocking");
+    ends[0].1.read_exact(&mut [0; 10]).expect("read");
+    guest.connected(GATEWAY, OPEN).expect("connected");
+    until_state(&mut guest, ends[1].0, tcp::State::Closed);
+    ends[1].1.set_nonblocking(false).expect("blocking");
+    let error = ends[1].1.read(&mut [0; 1]).expect_err("no end of data");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let states = ends.iter().map(|(handle, _)| guest.sockets.get::<tcp::Socket<'_>>(*handle).state());
+    assert_eq!(states.filter(|state| *state == tcp::State::Established).count(), MAX_FLOWS - 1);
 }
