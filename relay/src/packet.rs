@@ -33,6 +33,11 @@ pub(crate) enum Sorted<'a> {
         ends: Ends,
         sequence: u32,
     },
+    /// The guest wants no more of a connection.
+    Reset {
+        ends: Ends,
+        sequence: u32,
+    },
     /// Any other segment.
     Segment,
     Datagram {
@@ -73,12 +78,14 @@ fn parse(frame: &[u8], guest: Ipv4Addr, gateway: Ipv4Addr) -> Option<Sorted<'_>>
             if !segment.verify_checksum(&from, &to) {
                 return None;
             }
-            if segment.syn() && !segment.ack() && !segment.rst() {
-                let ends = Ends { guest_port: segment.src_port(), address, port: segment.dst_port() };
-                #[expect(clippy::cast_sign_loss, reason = "a sequence number is its bits")]
-                return Some(Sorted::Syn { ends, sequence: segment.seq_number().0 as u32 });
-            }
-            Some(Sorted::Segment)
+            let ends = Ends { guest_port: segment.src_port(), address, port: segment.dst_port() };
+            #[expect(clippy::cast_sign_loss, reason = "a sequence number is its bits")]
+            let sequence = segment.seq_number().0 as u32;
+            Some(match (segment.syn() && !segment.ack(), segment.rst()) {
+                (_, true) => Sorted::Reset { ends, sequence },
+                (true, false) => Sorted::Syn { ends, sequence },
+                (false, false) => Sorted::Segment,
+            })
         }
         IpProtocol::Udp => {
             let datagram = UdpPacket::new_checked(payload).ok()?;

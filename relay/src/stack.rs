@@ -166,6 +166,11 @@ impl Stack {
                 Syn::ToStack => self.device.inbound.push_back(frame),
                 Syn::Refuse(sequence) => self.refuse(ends, sequence),
             },
+            Sorted::Reset { ends, sequence } => {
+                if !self.tcp.reset(ends, sequence) {
+                    self.device.inbound.push_back(frame);
+                }
+            }
             Sorted::Datagram { ends, payload } => {
                 if !self.udp.send(ends, payload) {
                     self.stats.dropped += 1;
@@ -177,16 +182,16 @@ impl Stack {
 
     fn heed(&mut self, event: Event) {
         match event {
-            Event::Connected(ends) => {
-                if let Some(syn) = self.tcp.connected(ends, &mut self.sockets) {
+            Event::Connected(attempt) => {
+                if let Some(syn) = self.tcp.connected(attempt, &mut self.sockets) {
                     // Polled at once: a listening socket takes the next SYN to its port, whoever sends it.
                     self.device.inbound.push_back(syn);
                     self.poll();
                 }
             }
-            Event::Refused(ends) => {
-                if let Some(sequence) = self.tcp.refused(ends) {
-                    self.refuse(ends, sequence);
+            Event::Refused(attempt) => {
+                if let Some(sequence) = self.tcp.refused(attempt) {
+                    self.refuse(attempt.ends, sequence);
                 }
             }
         }
