@@ -127,6 +127,23 @@ fn exec_passes_streams_and_status_through() {
 }
 
 #[test]
+fn from_a_terminal_exec_is_an_interactive_shell() {
+    let rig = bare_rig();
+    add(&rig, "bare").unwrap_or_else(|error| panic!("{error:#}\n{}", rig.log()));
+    let iii = rig.iii_command(&["worker", "exec", "--port", &rig.port().to_string(), "bare", "--", "sh"]);
+    let words: Vec<_> = std::iter::once(iii.get_program()).chain(iii.get_args()).collect();
+    let line = words.join(std::ffi::OsStr::new(" "));
+    // `script` gives the command a terminal of its own, and types what it reads.
+    let mut typed = std::process::Command::new("sh");
+    typed.args(["-c", "printf 'tty; echo $((40 + 2))\\nexit 5\\n' | script -qec \"$1\" /dev/null", "sh"]);
+    let answer = test_rig::Answer::of(typed.arg(line).current_dir(rig.project()).env("III_HOME", rig.home()));
+    assert_eq!(answer.status, 5, "{answer:?}");
+    for expected in ["/dev/pts/", "42\r\n", "# "] {
+        assert!(answer.stdout.contains(expected), "{expected:?}: {answer:?}");
+    }
+}
+
+#[test]
 fn a_worker_survives_the_worker_daemon_and_a_crash_of_its_own() {
     let rig = bare_rig();
     add(&rig, "bare").unwrap_or_else(|error| panic!("{error:#}\n{}", rig.log()));
