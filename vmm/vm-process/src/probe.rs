@@ -26,7 +26,7 @@ const INNER: &str = "III_VM_PROBE_INNER";
 
 /// Probes in a child process, for at most [`LIMIT`].
 pub(crate) fn in_child() -> KvmVerdict {
-    probe().unwrap_or_else(|error| KvmVerdict::CannotRunGuests { reason: format!("the probe did not run: {error}") })
+    probe().unwrap_or_else(|error| KvmVerdict::NotRun { reason: error.to_string() })
 }
 
 fn probe() -> std::io::Result<KvmVerdict> {
@@ -50,9 +50,9 @@ fn probe() -> std::io::Result<KvmVerdict> {
     let reason = match text {
         Ok(text) => match serde_json::from_str(text.trim()) {
             Ok(verdict) => return Ok(verdict),
-            Err(_) => format!("the probe ended with {status} and no verdict"),
+            Err(_) => format!("it ended with {status}"),
         },
-        Err(_) => format!("the probe's guest did not end within {LIMIT:?}"),
+        Err(_) => format!("its guest did not end within {LIMIT:?}"),
     };
-    Ok(KvmVerdict::CannotRunGuests { reason })
+    Ok(KvmVerdict::NoAnswer { reason })
 }
