@@ -73,9 +73,8 @@ impl Found {
 
     pub(crate) fn layers(&self) -> impl Iterator<Item = Result<LayerBlob, PullError>> {
         self.layers.iter().map(|span| {
-            let mut file = open(&self.path)?;
-            file.seek(SeekFrom::Start(span.offset)).map_err(|error| PullError::io("read", &self.path, error))?;
-            Ok(LayerBlob { blob: Box::new(file.take(span.length)), promise: None })
+            let (path, Span { offset, length }) = (self.path.clone(), *span);
+            Ok(LayerBlob { path, offset, length, is_download: false, promise: None })
         })
     }
 }

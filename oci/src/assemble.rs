@@ -62,7 +62,7 @@ impl Job<'_> {
         layer: LayerBlob,
         diff_id: &Digest,
     ) -> Result<(), PullError> {
-        let stream = LayerStream::start(layer.blob, self.unpacking.clone());
+        let stream = LayerStream::start(layer.open()?, self.unpacking.clone());
         let mut stream = stream.map_err(|error| PullError::io("read", self.scratch, error))?;
         if let Err(error) = merger.layer(&mut stream) {
             drop(stream);

@@ -60,8 +60,8 @@ impl Found {
             let (digest, size) = layer.checked()?;
             // One byte more than promised is enough to see that the digest cannot match.
             let path = blob_path(&self.path, &digest);
-            let blob = open(&path)?.take(size.saturating_add(1));
-            Ok(LayerBlob { blob: Box::new(blob), promise: Some(Promise { digest, path }) })
+            let promise = Some(Promise { digest, path: path.clone() });
+            Ok(LayerBlob { path, offset: 0, length: size.saturating_add(1), is_download: false, promise })
         })
     }
 }
@@ -157,5 +157,42 @@ fn read_limited(path: &Path) -> Result<Vec<u8>, PullError> {
     match content.len() as u64 > MAX_DOCUMENT_BYTES {
         true => Err(bad_manifest(format!("{} is larger than {MAX_DOCUMENT_BYTES} bytes", path.display()))),
         false => Ok(content),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Meter;
+    use crate::source;
+
+    /// Open files of this process below `folder`.
+    fn open_files(folder: &Path) -> usize {
+        let entries = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        entries.filter(|entry| std::fs::read_link(entry.path()).is_ok_and(|file| file.starts_with(folder))).count()
+    }
+
+    #[tokio::test]
+    async fn layers_that_wait_are_no_open_files() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("blobs/sha256")).unwrap();
+        let blob = |content: &str| {
+            let digest = Digest::of(content.as_bytes());
+            std::fs::write(blob_path(folder.path(), &digest), content).unwrap();
+            let (media_type, annotations) = (String::new(), Default::default());
+            let size = content.len() as i64;
+            Descriptor { media_type, digest: digest.to_string(), size, platform: None, annotations }
+        };
+        let manifest =
+            Manifest { config: blob("{}"), layers: (0..300).map(|number| blob(&number.to_string())).collect() };
+        let found = source::Found::Layout(Found { digest: Digest::of(b""), manifest, path: folder.path().to_owned() });
+        let (mut layers, handing_out) = found.layers(folder.path(), Meter::default());
+        handing_out.await;
+        assert_eq!(layers.len(), 300);
+        assert_eq!(open_files(folder.path()), 0);
+        let mut read = String::new();
+        let first = layers.recv().await.unwrap().unwrap();
+        first.open().unwrap().read_to_string(&mut read).unwrap();
+        assert_eq!(read, "0");
     }
 }

@@ -20,7 +20,7 @@ use crate::error::PullError;
 use crate::manifest::{Document, MAX_DOCUMENT_BYTES, MAX_INDEX_DEPTH, Manifest, Platform, bad_manifest};
 use crate::progress::Meter;
 use crate::reference::RegistryRef;
-use crate::source::{LayerBlob, open};
+use crate::source::LayerBlob;
 
 /// How registries are reached.
 #[derive(Clone, Debug, Default)]
@@ -367,10 +367,7 @@ impl Found {
         let target = Target::File { path: &path, file: None };
         let what = format!("layer {}", index + 1);
         self.endpoint.blob(&what, &Descriptor { digest: &digest, size }, target, meter).await?;
-        let file = open(&path)?;
-        // The open file is enough: its space is free again as soon as it was merged.
-        std::fs::remove_file(&path).map_err(|error| PullError::io("remove", &path, error))?;
-        Ok(LayerBlob { blob: Box::new(file), promise: None })
+        Ok(LayerBlob { path, offset: 0, length: size, is_download: true, promise: None })
     }
 }
 

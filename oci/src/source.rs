@@ -1,7 +1,7 @@
 //! The three sources of images behind one shape: find the manifest, then hand out configuration and layers.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -25,11 +25,29 @@ pub(crate) enum Found {
     Archive(archive::Found),
 }
 
-/// One layer's bytes, as they are stored at the source.
+/// Where one layer's bytes are, as they are stored at the source. Opened when it is merged: hundreds may wait, and each
+/// open file would be a descriptor.
 pub(crate) struct LayerBlob {
-    pub(crate) blob: Box<dyn Read + Send>,
+    pub(crate) path: PathBuf,
+    pub(crate) offset: u64,
+    /// Read at most.
+    pub(crate) length: u64,
+    /// Whether the file is ours, and nobody else's from when it is opened.
+    pub(crate) is_download: bool,
     /// What its bytes must hash to; `None` where the source promises nothing, or was checked already.
     pub(crate) promise: Option<Promise>,
+}
+
+impl LayerBlob {
+    /// Starts to read. A download is removed: its space is free again as soon as it was merged.
+    pub(crate) fn open(&self) -> Result<Box<dyn Read + Send>, PullError> {
+        let mut file = open(&self.path)?;
+        file.seek(SeekFrom::Start(self.offset)).map_err(|error| PullError::io("read", &self.path, error))?;
+        if self.is_download {
+            fs::remove_file(&self.path).map_err(|error| PullError::io("remove", &self.path, error))?;
+        }
+        Ok(Box::new(file.take(self.length)))
+    }
 }
 
 /// The digest of a file that nobody has checked yet.

@@ -8,8 +8,13 @@ use std::time::Duration;
 
 use vmm_qemu::KvmVerdict;
 
+use crate::sys;
+
 /// The probe's guest needs microseconds; a host that cannot run it may spin for ever.
 const LIMIT: Duration = Duration::from_secs(2);
+
+/// Of the processor's time, should nobody be left to heed [`LIMIT`].
+const LIMIT_CPU_S: u64 = 5;
 
 /// `iii-vm --probe`: prints the verdict. With the environment variable below, runs the guest itself.
 pub(crate) fn here() -> ! {
@@ -26,17 +31,15 @@ const INNER: &str = "III_VM_PROBE_INNER";
 
 /// Probes in a child process, for at most [`LIMIT`].
 pub(crate) fn in_child() -> KvmVerdict {
-    probe().unwrap_or_else(|error| KvmVerdict::CannotRunGuests { reason: format!("the probe did not run: {error}") })
+    probe().unwrap_or_else(|error| KvmVerdict::NotRun { reason: error.to_string() })
 }
 
 fn probe() -> std::io::Result<KvmVerdict> {
-    let mut child = Command::new(std::env::current_exe()?)
-        .arg("--probe")
-        .env(INNER, "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--probe").env(INNER, "1").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    // We may be killed before we kill it.
+    sys::bound_child(&mut command, LIMIT_CPU_S);
+    let mut child = command.spawn()?;
     let Some(mut output) = child.stdout.take() else { return Err(std::io::ErrorKind::BrokenPipe.into()) };
     let (answer, answered) = mpsc::channel();
     thread::spawn(move || {
@@ -50,9 +53,9 @@ fn probe() -> std::io::Result<KvmVerdict> {
     let reason = match text {
         Ok(text) => match serde_json::from_str(text.trim()) {
             Ok(verdict) => return Ok(verdict),
-            Err(_) => format!("the probe ended with {status} and no verdict"),
+            Err(_) => format!("it ended with {status}"),
         },
-        Err(_) => format!("the probe's guest did not end within {LIMIT:?}"),
+        Err(_) => format!("its guest did not end within {LIMIT:?}"),
     };
-    Ok(KvmVerdict::CannotRunGuests { reason })
+    Ok(KvmVerdict::NoAnswer { reason })
 }

@@ -9,6 +9,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_segment};
 use kvm_ioctls::{Kvm, VcpuExit};
@@ -26,8 +27,22 @@ pub enum KvmVerdict {
     Works,
     Absent,
     NoPermission,
-    CannotRunGuests { reason: String },
+    /// The probe's guest ran, and failed.
+    CannotRunGuests {
+        reason: String,
+    },
+    /// The probe could not be started, or its machine could not be made, for want of something that may come back.
+    NotRun {
+        reason: String,
+    },
+    /// The probe was started and said nothing: its guest spins, or this machine is busy.
+    NoAnswer {
+        reason: String,
+    },
 }
+
+/// How long a probe that gave no answer is not asked again: it costs seconds where guests spin.
+const SILENCE: Duration = Duration::from_secs(10 * 60);
 
 impl KvmVerdict {
     /// The rest of the sentence "KVM is not used because …".
@@ -38,6 +53,17 @@ impl KvmVerdict {
             Self::Absent => "there is no /dev/kvm".to_owned(),
             Self::NoPermission => "this user may not open /dev/kvm (join the group `kvm`)".to_owned(),
             Self::CannotRunGuests { reason } => format!("/dev/kvm cannot run guests here: {reason}"),
+            Self::NotRun { reason } => format!("the probe of /dev/kvm did not run: {reason}"),
+            Self::NoAnswer { reason } => format!("the probe of /dev/kvm gave no answer: {reason}"),
+        }
+    }
+
+    /// Whether it still holds when it is this old. Only what a guest has shown holds for ever.
+    fn holds_at(&self, age: Duration) -> bool {
+        match self {
+            Self::Works | Self::CannotRunGuests { .. } => true,
+            Self::NoAnswer { .. } => age < SILENCE,
+            Self::Absent | Self::NoPermission | Self::NotRun { .. } => false,
         }
     }
 }
@@ -46,29 +72,40 @@ impl KvmVerdict {
 struct Cached {
     kernel: String,
     cpu_model: String,
+    probed_at: SystemTime,
     verdict: KvmVerdict,
 }
 
 /// The verdict for this kernel and processor: cached in `folder`, else from `probe`.
-/// What costs nothing to see, an absent or forbidden device, is looked at each time.
+/// What costs nothing to see, an absent or forbidden device, is looked at each time, and a probe that did not run is
+/// run again.
 pub fn cached_verdict(folder: &Path, probe: impl FnOnce() -> KvmVerdict) -> KvmVerdict {
     match OpenOptions::new().read(true).write(true).open(DEVICE) {
-        Ok(_) => remembered(folder, kernel_release(), cpu_model(), probe),
+        Ok(_) => remembered(folder, kernel_release(), cpu_model(), SystemTime::now(), probe),
         Err(error) => unopened(error.raw_os_error().unwrap_or(0)),
     }
 }
 
-fn remembered(folder: &Path, kernel: String, cpu_model: String, probe: impl FnOnce() -> KvmVerdict) -> KvmVerdict {
+fn remembered(
+    folder: &Path,
+    kernel: String,
+    cpu_model: String,
+    now: SystemTime,
+    probe: impl FnOnce() -> KvmVerdict,
+) -> KvmVerdict {
     let path = folder.join("kvm-probe.json");
     let known: Option<Cached> = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
     if let Some(known) = known
         && (&known.kernel, &known.cpu_model) == (&kernel, &cpu_model)
+        // A clock that was set back makes any age.
+        && known.verdict.holds_at(now.duration_since(known.probed_at).unwrap_or(SILENCE))
     {
         return known.verdict;
     }
-    let cached = Cached { kernel, cpu_model, verdict: probe() };
+    let cached = Cached { kernel, cpu_model, probed_at: now, verdict: probe() };
     // Not being able to remember costs another probe next time, nothing else.
-    if let Ok(text) = serde_json::to_vec_pretty(&cached)
+    if cached.verdict.holds_at(Duration::ZERO)
+        && let Ok(text) = serde_json::to_vec_pretty(&cached)
         && let Ok(mut file) = tempfile::NamedTempFile::new_in(folder)
         && file.write_all(&text).is_ok()
     {
@@ -77,7 +114,7 @@ fn remembered(folder: &Path, kernel: String, cpu_model: String, probe: impl FnOn
     cached.verdict
 }
 
-fn kernel_release() -> String {
+pub(crate) fn kernel_release() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
 }
 
@@ -85,9 +122,7 @@ fn unopened(errno: i32) -> KvmVerdict {
     match errno {
         libc::EACCES | libc::EPERM => KvmVerdict::NoPermission,
         libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmVerdict::Absent,
-        other => KvmVerdict::CannotRunGuests {
-            reason: format!("it cannot be opened: {}", std::io::Error::from_raw_os_error(other)),
-        },
+        errno => failed("it cannot be opened", errno).into(),
     }
 }
 
@@ -100,7 +135,33 @@ pub fn probe_in_this_process() -> KvmVerdict {
     };
     match run_guest(&kvm) {
         Ok(()) => KvmVerdict::Works,
-        Err(reason) => KvmVerdict::CannotRunGuests { reason },
+        Err(failure) => failure.into(),
+    }
+}
+
+/// Why the probe's guest did not do its work.
+enum Failure {
+    /// For as long as the host is what it is.
+    Guest(String),
+    /// For now.
+    Want(String),
+}
+
+impl From<Failure> for KvmVerdict {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Guest(reason) => Self::CannotRunGuests { reason },
+            Failure::Want(reason) => Self::NotRun { reason },
+        }
+    }
+}
+
+/// What a refused call says about the device: nothing, where memory or descriptors ran out or another has the processor.
+fn failed(what: &str, errno: i32) -> Failure {
+    let reason = format!("{what}: {}", std::io::Error::from_raw_os_error(errno));
+    match errno {
+        libc::EAGAIN | libc::EBUSY | libc::EINTR | libc::EMFILE | libc::ENFILE | libc::ENOMEM => Failure::Want(reason),
+        _ => Failure::Guest(reason),
     }
 }
 
@@ -145,10 +206,10 @@ const BREAKPOINT_HANDLER: &[u8] = &[
     0x48, 0xcf,                                     // iretq
 ];
 
-fn run_guest(kvm: &Kvm) -> Result<(), String> {
-    let step = |what: &'static str| move |error: kvm_ioctls::Error| format!("{what}: {error}");
+fn run_guest(kvm: &Kvm) -> Result<(), Failure> {
+    let step = |what: &'static str| move |error: kvm_ioctls::Error| failed(what, error.errno());
     let vm = kvm.create_vm().map_err(step("it makes no VM"))?;
-    let mut memory = GuestMemory::new(MEMORY_BYTES).map_err(|error| format!("no memory: {error}"))?;
+    let mut memory = GuestMemory::new(MEMORY_BYTES).map_err(|error| failed("no memory", error as i32))?;
     fill(&mut memory);
     memory.give_to(&vm).map_err(step("it takes no memory"))?;
     let mut vcpu = vm.create_vcpu(0).map_err(step("it makes no processor"))?;
@@ -185,15 +246,16 @@ fn run_guest(kvm: &Kvm) -> Result<(), String> {
     vcpu.set_regs(&general).map_err(step("it takes no registers"))?;
 
     loop {
-        return match vcpu.run() {
-            Ok(VcpuExit::IoOut(PORT, [SUCCESS])) => Ok(()),
-            Ok(VcpuExit::IoOut(PORT, _)) => Err("its processor computes wrong results".to_owned()),
-            Ok(VcpuExit::InternalError) => Err("it met an instruction that it cannot emulate".to_owned()),
-            Ok(VcpuExit::Shutdown) => Err("its processor reset at an ordinary instruction".to_owned()),
-            Ok(other) => Err(format!("its processor stopped with {other:?}")),
+        let reason = match vcpu.run() {
+            Ok(VcpuExit::IoOut(PORT, [SUCCESS])) => return Ok(()),
+            Ok(VcpuExit::IoOut(PORT, _)) => "its processor computes wrong results".to_owned(),
+            Ok(VcpuExit::InternalError) => "it met an instruction that it cannot emulate".to_owned(),
+            Ok(VcpuExit::Shutdown) => "its processor reset at an ordinary instruction".to_owned(),
+            Ok(other) => format!("its processor stopped with {other:?}"),
             Err(error) if error.errno() == libc::EINTR => continue,
-            Err(error) => Err(format!("its processor does not run: {error}")),
+            Err(error) => return Err(failed("its processor does not run", error.errno())),
         };
+        return Err(Failure::Guest(reason));
     }
 }
 
@@ -218,7 +280,8 @@ mod tests {
     #[test]
     fn a_verdict_is_asked_for_once_per_kernel_and_processor() {
         let folder = tempfile::tempdir().unwrap();
-        let ask = |kernel: &str, answer| remembered(folder.path(), kernel.to_owned(), "cpu".to_owned(), || answer);
+        let now = SystemTime::now();
+        let ask = |kernel: &str, answer| remembered(folder.path(), kernel.to_owned(), "cpu".to_owned(), now, || answer);
         let broken = KvmVerdict::CannotRunGuests { reason: "test".to_owned() };
         assert_eq!(ask("6.1", broken.clone()), broken);
         assert_eq!(ask("6.1", KvmVerdict::Works), broken);
@@ -226,10 +289,28 @@ mod tests {
     }
 
     #[test]
+    fn a_probe_that_did_not_run_is_run_again_and_a_silent_one_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let start = SystemTime::now();
+        let ask = |seconds, answer| {
+            let now = start + Duration::from_secs(seconds);
+            remembered(folder.path(), "6.1".to_owned(), "cpu".to_owned(), now, || answer)
+        };
+        let not_run = KvmVerdict::NotRun { reason: "test".to_owned() };
+        let silent = KvmVerdict::NoAnswer { reason: "test".to_owned() };
+        assert_eq!(ask(0, not_run.clone()), not_run);
+        assert_eq!(ask(0, silent.clone()), silent);
+        assert_eq!(ask(599, KvmVerdict::Works), silent);
+        assert_eq!(ask(600, KvmVerdict::Works), KvmVerdict::Works);
+        assert_eq!(ask(6000, not_run), KvmVerdict::Works);
+    }
+
+    #[test]
     fn reasons_for_not_opening_are_told_apart() {
         assert_eq!(unopened(libc::ENOENT), KvmVerdict::Absent);
         assert_eq!(unopened(libc::EACCES), KvmVerdict::NoPermission);
-        assert!(matches!(unopened(libc::EBUSY), KvmVerdict::CannotRunGuests { .. }));
+        assert!(matches!(unopened(libc::EBUSY), KvmVerdict::NotRun { .. }));
+        assert!(matches!(unopened(libc::EIO), KvmVerdict::CannotRunGuests { .. }));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //!         .building-…            incomplete; removed by whoever holds the lock next
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
@@ -21,9 +22,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::arguments::{HostEnds, Shape, Start, arguments};
+use crate::arguments::{Accel, HostEnds, Shape, Start, arguments};
 use crate::error::{QemuError, at};
 use crate::kit::{Kit, KitIdentity};
+use crate::kvm_probe::kernel_release;
 use crate::process::Process;
 use crate::qmp::Monitor;
 
@@ -57,6 +59,29 @@ pub(crate) struct Key {
     arguments: Vec<String>,
     cpu_model: String,
     disks: (u64, u64),
+    /// With KVM only: an emulated processor is QEMU's alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<KvmHost>,
+}
+
+/// What a guest on the host's own processor was saved with: registers that another kernel or microcode does not offer,
+/// or offers otherwise, cannot be put back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct KvmHost {
+    kernel: String,
+    /// The lines about features and microcode, once each.
+    processors: BTreeSet<String>,
+}
+
+impl KvmHost {
+    fn new(kernel: String, cpuinfo: &str) -> Self {
+        let tells = |line: &&str| line.starts_with("flags") || line.starts_with("microcode");
+        Self { kernel, processors: cpuinfo.lines().filter(tells).map(str::to_owned).collect() }
+    }
+
+    fn this() -> Self {
+        Self::new(kernel_release(), &fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
+    }
 }
 
 impl Key {
@@ -82,6 +107,7 @@ impl Key {
             arguments,
             cpu_model: cpu_model(),
             disks: (vmm::ROOT_DISK_BYTES, vmm::SCRATCH_DISK_BYTES),
+            host: (shape.accel == Accel::Kvm).then(KvmHost::this),
         })
     }
 
@@ -367,7 +393,6 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::arguments::Accel;
 
     fn kit(folder: &Path, kernel: &str) -> Kit {
         for (name, text) in [
@@ -390,8 +415,35 @@ mod tests {
     fn a_key_depends_on_everything_the_guest_can_see_and_nothing_else() {
         assert_eq!(key("a", 1, 1), key("a", 1, 1));
         let different = [key("a", 1, 1), key("b", 1, 1), key("a", 2, 1), key("a", 1, 2)];
-        assert_eq!(different.iter().collect::<std::collections::BTreeSet<_>>().len(), 4);
+        assert_eq!(different.iter().collect::<BTreeSet<_>>().len(), 4);
         assert_eq!(different[0].len(), 32);
+    }
+
+    #[test]
+    fn a_guest_on_the_hosts_processor_depends_on_its_kernel_features_and_microcode() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = |accel, host: Option<KvmHost>| {
+            let shape = Shape { accel, memory_mib: 256, vcpus: 1, tsc_khz: 1 };
+            let mut key = Key::new(Path::new("/proc/self/exe"), &kit(folder.path(), "a"), &shape).unwrap();
+            assert_eq!(key.host.is_some(), accel == Accel::Kvm);
+            key.host = host.or(key.host);
+            key.name().unwrap()
+        };
+        let host = |kernel: &str, flags, microcode, mhz| {
+            let one = format!("flags\t\t: {flags}\nmicrocode\t: {microcode}\ncpu MHz\t\t: {mhz}\n");
+            Some(KvmHost::new(kernel.to_owned(), &format!("{one}\n{one}")))
+        };
+        let kvm = |host| key(Accel::Kvm, host);
+        assert_eq!(kvm(host("6.1", "fpu", "0x1", "800")), kvm(host("6.1", "fpu", "0x1", "3600")));
+        let different = [
+            key(Accel::Tcg, None),
+            kvm(None),
+            kvm(host("6.1", "fpu", "0x1", "800")),
+            kvm(host("6.2", "fpu", "0x1", "800")),
+            kvm(host("6.1", "fpu avx", "0x1", "800")),
+            kvm(host("6.1", "fpu", "0x2", "800")),
+        ];
+        assert_eq!(different.iter().collect::<BTreeSet<_>>().len(), different.len());
     }
 
     fn pretend_template(folder: &Path, name: &str, age_s: u64) {
