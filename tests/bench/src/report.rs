@@ -54,11 +54,14 @@ impl Report {
             let (low, high) = row.samples.range();
             let median = row.samples.median();
             let (against, ratio) = match &row.reference {
-                Some((name, reference)) => (format!("{name} ({reference:.1})"), format!("{:.3}", median / reference)),
+                Some((name, reference)) => {
+                    (format!("{name} ({})", digits(*reference)), format!("{:.3}", median / reference))
+                }
                 None => (String::new(), String::new()),
             };
+            let [median, low, high] = [median, low, high].map(digits);
             table.push_str(&format!(
-                "| {} | {median:.2} | {low:.2}–{high:.2} | {against} | {ratio} | {} |\n",
+                "| {} | {median} | {low}–{high} | {against} | {ratio} | {} |\n",
                 row.name, row.target
             ));
         }
@@ -79,5 +82,15 @@ impl Report {
             })
             .collect();
         serde_json::to_string_pretty(&rows).unwrap_or_default()
+    }
+}
+
+/// Three digits that mean something.
+fn digits(ms: f64) -> String {
+    match ms {
+        ms if ms >= 100.0 => format!("{ms:.0}"),
+        ms if ms >= 10.0 => format!("{ms:.1}"),
+        ms if ms >= 1.0 => format!("{ms:.2}"),
+        ms => format!("{ms:.3}"),
     }
 }
