@@ -107,7 +107,7 @@ impl WorkerError {
             }
             Self::Spawn { .. } => Some("`iii doctor` shows what this machine lacks".into()),
             Self::BadRequest { function_id, .. } => {
-                Some(format!("call worker::schema {{\"function_id\":\"{function_id}\"}}"))
+                Some(format!("`iii trigger worker::schema function_id={function_id}` shows what it takes"))
             }
             Self::ConfigParse { .. } => Some("mend the file by hand; nothing was written to it".into()),
             _ => None,

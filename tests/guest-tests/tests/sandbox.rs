@@ -40,13 +40,13 @@ fn a_file_written_into_a_sandbox_runs_there() {
     let id = create(&rig, &json!({ "image": "python" }));
     let written = rig.call(
         "sandbox::fs::write",
-        &json!({ "sandbox_id": id, "path": "/work/deep/hello.py", "content": "print('from a file')", "parents": true }),
+        &json!({ "sandbox_id": id, "path": "/data/deep/hello.py", "content": "print('from a file')", "parents": true }),
     );
     assert_eq!(written["bytes_written"], 20, "{written}");
-    assert_eq!(exec(&rig, &id, &["python3", "/work/deep/hello.py"])["stdout"], "from a file\n");
-    let read = rig.call("sandbox::fs::read", &json!({ "sandbox_id": id, "path": "/work/deep/hello.py" }));
+    assert_eq!(exec(&rig, &id, &["python3", "/data/deep/hello.py"])["stdout"], "from a file\n");
+    let read = rig.call("sandbox::fs::read", &json!({ "sandbox_id": id, "path": "/data/deep/hello.py" }));
     assert_eq!(read["body"], "print('from a file')");
-    let listed = rig.call("sandbox::fs::ls", &json!({ "sandbox_id": id, "path": "/work/deep" }));
+    let listed = rig.call("sandbox::fs::ls", &json!({ "sandbox_id": id, "path": "/data/deep" }));
     assert_eq!(listed["entries"][0]["name"], "hello.py", "{listed}");
     let stopped = rig.call("sandbox::stop", &json!({ "sandbox_id": id, "wait": true }));
     assert_eq!(stopped["stopped"], true);

@@ -109,7 +109,7 @@ pub enum HostTarget {
 pub struct MemoryMib(u32);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("guest memory of {given} MiB is outside {min}..={max} MiB", min = MemoryMib::MIN, max = MemoryMib::MAX)]
+#[error("a guest has {min} to {max} MiB of memory, not {given}", min = MemoryMib::MIN, max = MemoryMib::MAX)]
 pub struct MemoryOutOfRange {
     pub given: u32,
 }
@@ -149,7 +149,7 @@ impl From<MemoryMib> for u32 {
 pub struct VcpuCount(u32);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{given} virtual processors is outside 1..={max}", max = VcpuCount::MAX)]
+#[error("a guest has 1 to {max} virtual processors, not {given}", max = VcpuCount::MAX)]
 pub struct VcpuCountInvalid {
     pub given: u32,
 }
