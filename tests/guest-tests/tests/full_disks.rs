@@ -73,20 +73,38 @@ fn a_full_disk_boots_no_sandbox() {
     assert!(!left, "{:?}", entries(&rig.inside("run")));
 }
 
+fn fill(rig: &Rig, sandbox: &Value, mib: u32) -> Result<Value, Value> {
+    let script = format!("dd if=/dev/urandom of=/var/fill bs=1M count={mib} conv=fsync");
+    rig.trigger("sandbox::exec", &json!({ "sandbox_id": sandbox, "cmd": "sh", "args": ["-c", script] }))
+}
+
 #[test]
-fn a_disk_that_fills_fails_the_guests_writes_and_nothing_else() {
+fn a_disk_that_stays_full_ends_the_sandbox_and_says_why() {
     let rig = Rig::builder().sandboxes().small_disk("run", "100m").start();
     let created = rig.call("sandbox::create", &json!({ "image": "python" }));
-    let exec = |script: &str| {
-        rig.call("sandbox::exec", &json!({ "sandbox_id": created["sandbox_id"], "cmd": "sh", "args": ["-c", script] }))
-    };
-    let filled = exec("dd if=/dev/urandom of=/var/fill bs=1M count=200 conv=fsync");
-    assert_ne!(filled["exit_code"], 0, "{filled}");
-    assert_eq!(exec("echo alive")["stdout"], "alive\n");
-    let warned = eventually(PATIENCE, || rig.log().contains("on the host: No space left").then_some(()));
-    assert!(warned.is_some(), "{}", rig.log());
-    let stopped = rig.call("sandbox::stop", &json!({ "sandbox_id": created["sandbox_id"], "wait": true }));
-    assert_eq!(stopped["stopped"], true);
+    let error = fill(&rig, &created["sandbox_id"], 200).expect_err("it does not fit");
+    assert_says(&error, &["S004", "full on the host", "free some space"]);
+    assert!(rig.log().contains("the host's disk is full"), "{}", rig.log());
+    // What it had written is gone with it.
+    let again = eventually(PATIENCE, || run(&rig).ok());
+    assert_eq!(again.map(|answer| answer["stdout"].clone()), Some(json!("ok\n")));
+}
+
+#[test]
+fn a_disk_that_has_space_again_in_time_costs_a_pause_and_no_more() {
+    let rig = Rig::builder().sandboxes().small_disk("run", "180m").start();
+    let created = rig.call("sandbox::create", &json!({ "image": "python" }));
+    let ballast = rig.inside("run").join("ballast");
+    fs::write(&ballast, vec![1; 100 << 20]).expect("the ballast fits");
+    let filled = std::thread::scope(|scope| {
+        let filling = scope.spawn(|| fill(&rig, &created["sandbox_id"], 100));
+        let full = eventually(PATIENCE, || rig.log().contains("the host's disk is full").then_some(()));
+        fs::remove_file(&ballast).expect("removed");
+        assert!(full.is_some(), "{}", rig.log());
+        filling.join().expect("an answer")
+    });
+    let filled = filled.unwrap_or_else(|error| panic!("{error:#}\n{}", rig.log()));
+    assert_eq!(filled["exit_code"], 0, "{filled}");
 }
 
 #[test]

@@ -114,8 +114,8 @@ pub(crate) fn arguments(shape: &Shape, ends: &HostEnds<'_>, start: &Start<'_>) -
             "cache": {"no-flush": !ends.scratch_is_kept},
             "file": {"driver": "file", "filename": path, "read-only": read_only, "discard": "unmap"},
         });
-        // A full disk on the host is an I/O error in the guest; QEMU's own choice would be to stop the machine.
-        let device = format!("virtio-blk-device,drive={node},werror=report,rerror=report");
+        // A full disk on the host stops the machine: an error would end the guest's file system. See `full_disk.rs`.
+        let device = format!("virtio-blk-device,drive={node},werror=enospc,rerror=report");
         add(&mut list, &["-blockdev", &disk.to_string(), "-device", &device]);
     }
     add(&mut list, &["-netdev", &format!("stream,id=net,server=off,addr.type=fd,addr.str={}", ends.net_fd)]);

@@ -10,10 +10,11 @@ use vmm::{AccelChoice, TemplateUse, VmEvent, VmExit, VmSpec};
 
 use crate::arguments::{Accel, HostEnds, Shape, Start, arguments};
 use crate::error::{QemuError, at};
+use crate::full_disk::FullDisk;
 use crate::kit::Kit;
 use crate::kvm_probe::{KvmVerdict, cached_verdict};
 use crate::process::{Process, describe, find_program};
-use crate::qmp::Monitor;
+use crate::qmp::{Heard, Monitor};
 use crate::template::{Key, Template, Templates, migration_capabilities};
 use crate::tsc;
 
@@ -205,14 +206,25 @@ impl Running {
     /// Waits for the end of the guest, reporting what a person should know meanwhile.
     #[must_use]
     pub fn wait(mut self, report: &mut dyn FnMut(VmEvent)) -> VmExit {
-        let was_reset = self.monitor.until_closed(|reason| {
-            let message = format!("a disk of the VM cannot be read or written on the host: {reason}");
-            report(VmEvent::Warning { message });
+        let (mut was_reset, mut disk) = (false, FullDisk::default());
+        self.monitor.follow(|heard| {
+            if let Heard::Event { name: "SHUTDOWN", data } = &heard {
+                was_reset = data["reason"] == "guest-reset" || data["reason"] == "guest-panic";
+            }
+            disk.heed(&heard, Instant::now(), |message| report(VmEvent::Warning { message }))
         });
+        if disk.gave_up {
+            self.process.kill();
+        }
         let status = self.process.wait();
         let console_tail = self.process.console_tail();
         let failed = |reason: String| VmExit::Failed { reason, hint: None, console_tail: console_tail.clone() };
         match status {
+            _ if disk.gave_up => VmExit::Failed {
+                reason: "the disk that holds its files is full on the host".to_owned(),
+                hint: Some("free some space on the disk of III_HOME".to_owned()),
+                console_tail: String::new(),
+            },
             // A panicking kernel resets the machine, and so does an orderly reboot.
             Ok(status) if status.success() && was_reset && console_tail.contains("Kernel panic") => {
                 failed("the guest's kernel panicked".to_owned())

@@ -16,6 +16,7 @@
 mod arguments;
 mod driver;
 mod error;
+mod full_disk;
 mod kit;
 mod kvm_probe;
 mod process;

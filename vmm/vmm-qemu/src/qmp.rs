@@ -99,24 +99,29 @@ impl Monitor {
         }
     }
 
-    /// Follows events until QEMU closes the monitor. True when the guest asked for a reset rather than a power-off.
-    /// The first time one of the guest's disks fails, `disk_failed` hears why.
-    pub(crate) fn until_closed(&mut self, disk_failed: impl FnOnce(&str)) -> bool {
-        let mut was_reset = false;
-        let mut disk_failed = Some(disk_failed);
-        let _ = self.writer.set_read_timeout(None);
-        while let Ok(line) = self.next_line() {
-            let Line::Event { name, data } = line else { continue };
-            match name.as_str() {
-                "SHUTDOWN" => was_reset = data["reason"] == "guest-reset" || data["reason"] == "guest-panic",
-                "BLOCK_IO_ERROR" => {
-                    let reason = data["reason"].as_str().unwrap_or("for no known reason");
-                    disk_failed.take().into_iter().for_each(|tell| tell(reason));
+    /// Follows events until QEMU closes the monitor, or `event` has heard enough; `event` says what is to be done about each, and about silence.
+    pub(crate) fn follow(&mut self, mut event: impl FnMut(Heard<'_>) -> Reaction) {
+        let mut patience = None;
+        loop {
+            let _ = self.writer.set_read_timeout(patience);
+            let reaction = match self.next_line() {
+                Ok(Line::Event { name, data }) => event(Heard::Event { name: &name, data: &data }),
+                Ok(_) => continue,
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    event(Heard::Silence)
                 }
-                _ => {}
+                Err(_) => return,
+            };
+            if reaction.done {
+                return;
             }
+            if let Some(command) = reaction.command
+                && self.send(&[(command, Value::Null)]).is_err()
+            {
+                return;
+            }
+            patience = reaction.listen_for;
         }
-        was_reset
     }
 
     fn line(&mut self, deadline: Instant) -> Result<Line, QemuError> {
@@ -194,6 +199,26 @@ fn parse(line: &[u8]) -> io::Result<Line> {
         RawLine { event: Some(name), data, .. } => Ok(Line::Event { name, data }),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "neither answer nor event")),
     }
+}
+
+/// What [`Monitor::follow`] heard.
+pub(crate) enum Heard<'a> {
+    Event {
+        name: &'a str,
+        data: &'a Value,
+    },
+    /// Nothing, for as long as was asked for.
+    Silence,
+}
+
+/// What is to be done about it.
+#[derive(Default)]
+pub(crate) struct Reaction {
+    pub(crate) command: Option<&'static str>,
+    /// Call back when nothing is heard for this long; `None` waits for ever.
+    pub(crate) listen_for: Option<Duration>,
+    /// Nothing that follows matters.
+    pub(crate) done: bool,
 }
 
 #[cfg(test)]

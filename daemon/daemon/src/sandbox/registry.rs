@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use daemon_api::sandbox::Create;
@@ -19,6 +19,9 @@ use crate::catalog::PRESETS;
 use crate::config::SandboxConfig;
 use crate::machine::{BootProgress, BootRequest, Machine, Machines, Network, Scratch};
 use crate::sandbox::command::environment;
+
+/// How long the end of a VM may take to be told.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// All sandboxes of this daemon.
 pub(crate) struct Sandboxes {
@@ -46,6 +49,8 @@ struct Sandbox {
     /// Cancelled when the sandbox is stopped: whoever works in it fails at once.
     stopped: CancellationToken,
     machine: tokio::sync::Mutex<Option<Machine>>,
+    /// Why its VM ended by itself.
+    cause: OnceLock<String>,
     _place: Place,
 }
 
@@ -127,6 +132,7 @@ impl Sandboxes {
             seats: AtomicU32::new(0),
             stopped: CancellationToken::new(),
             machine: tokio::sync::Mutex::new(Some(machine)),
+            cause: OnceLock::new(),
             _place: place,
         };
         self.living().insert(id, Arc::new(sandbox));
@@ -229,17 +235,7 @@ impl Sandboxes {
     pub(crate) async fn reap(&self) {
         let all: Vec<_> = self.living().values().cloned().collect();
         for sandbox in all {
-            let died = match sandbox.machine.try_lock() {
-                Ok(mut machine) => match machine.as_mut() {
-                    Some(machine) => {
-                        let ended = tokio::time::timeout(Duration::from_millis(1), machine.ended()).await.ok();
-                        ended.inspect(|exit| warn!(sandbox = %sandbox.id, ?exit, "VM of a sandbox ended")).is_some()
-                    }
-                    None => false,
-                },
-                Err(_) => false,
-            };
-            if died || sandbox.is_idle() {
+            if sandbox.learn_its_end(Duration::from_millis(1)).await || sandbox.is_idle() {
                 self.end(sandbox).await;
             }
         }
@@ -309,6 +305,33 @@ impl Sandbox {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
+    /// Whether its VM has ended, or does within `patience`; then `cause` says why.
+    async fn learn_its_end(&self, patience: Duration) -> bool {
+        let mut machine = self.machine.lock().await;
+        let Some(machine) = machine.as_mut() else { return false };
+        let Ok(exit) = tokio::time::timeout(patience, machine.ended()).await else { return false };
+        self.cause.get_or_init(|| {
+            let cause = BootError::ended(exit).explain();
+            warn!(sandbox = %self.id, cause, "VM of a sandbox ended");
+            cause
+        });
+        true
+    }
+
+    /// What callers hear once it has ended, by itself or because it was asked to.
+    fn gone(&self) -> SandboxError {
+        let message = match self.cause.get() {
+            Some(cause) => format!("sandbox {} is gone: {cause}", self.id),
+            None => format!("sandbox {} is stopped", self.id),
+        };
+        SandboxError::new(Kind::AlreadyStopped, message)
+    }
+
+    async fn lost(&self) -> SandboxError {
+        self.learn_its_end(LAST_WORDS).await;
+        self.gone()
+    }
+
     fn is_idle(&self) -> bool {
         let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
         // A command or a transfer in flight is use, however long it takes.
@@ -326,15 +349,20 @@ impl Seat {
         &self,
         work: impl Future<Output = Result<T, SandboxError>>,
     ) -> Result<T, SandboxError> {
-        let gone = || SandboxError::new(Kind::AlreadyStopped, format!("sandbox {} is stopped", self.sandbox.id));
+        let work = async {
+            match work.await {
+                Err(error) if error.kind == Kind::AlreadyStopped => Err(self.sandbox.lost().await),
+                result => result,
+            }
+        };
         tokio::select! {
             biased;
-            () = self.sandbox.stopped.cancelled() => Err(gone()),
+            () = self.sandbox.stopped.cancelled() => Err(self.sandbox.gone()),
             result = work => match result {
-                Err(_) if self.sandbox.stopped.is_cancelled() => Err(gone()),
+                Err(_) if self.sandbox.stopped.is_cancelled() => Err(self.sandbox.gone()),
                 result => result,
             },
-            () = self.sandbox.guest.closed() => Err(gone()),
+            () = self.sandbox.guest.closed() => Err(self.sandbox.lost().await),
         }
     }
 }
