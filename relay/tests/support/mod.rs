@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(100, 96, 0, 2);
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(100, 96, 0, 1);
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The gateway's one open port.
 pub(crate) const OPEN: u16 = 4000;
