@@ -112,6 +112,13 @@ fn kvm() -> Finding {
             let reason = verdict["reason"].as_str().unwrap_or("for no known reason");
             format!("/dev/kvm is there, but cannot run a guest: {reason}")
         }
+        Some("no_answer") => {
+            "/dev/kvm is there, and a guest on it gave no answer in time: asked again in ten minutes".to_owned()
+        }
+        Some("not_run") => {
+            let reason = verdict["reason"].as_str().unwrap_or("for no known reason");
+            format!("the probe did not run: {reason}")
+        }
         _ => "the probe gave no verdict".to_owned(),
     };
     Finding::bad("KVM", found, "VMs are emulated: they start as fast, and compute 15 to 20 times slower").optional()
