@@ -9,7 +9,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 INIT := $(TARGET)/$(HOST)/release/iii-init
 PROGRAMS := -p cli -p engine -p daemon -p vm-process
 
-.PHONY: demo test bench check build kit images kernel init setup-run setup-test clean-home
+.PHONY: demo test test-kvm bench check build kit images kernel init setup-run setup-test clean-home
 
 demo: setup-run build kit images
 	@./demo $(TARGET)/release
@@ -17,6 +17,13 @@ demo: setup-run build kit images
 test: setup-test
 	@$(MAKE) --no-print-directory kit images
 	@tests/run
+
+# The sandboxes' tests on a real /dev/kvm, in an emulated machine: six minutes for its kernel, once, and three to run.
+test-kvm: setup-test
+	@./setup rig
+	@$(MAKE) --no-print-directory kit images
+	@images/build-kernel $(TARGET)/rig-kernel rig
+	@tests/rig/sandboxes $(TARGET)/rig-kernel/vmlinux $(TARGET)/rig $(KIT)
 
 # A table, and the same as JSON in tests/bench/results.json. AREAS="boot bus" measures only these.
 bench: setup-test build kit images

@@ -99,6 +99,39 @@ fn parse(frame: &[u8], guest: Ipv4Addr, gateway: Ipv4Addr) -> Option<Sorted<'_>>
     }
 }
 
+/// A segment that ends the guest's data, as two: the data, and the FIN behind it. Any other frame as it is.
+///
+/// The stack's window can shrink by a few bytes, since what it offers is rounded (RFC 7323, 2.4). Of a segment that then
+/// reaches beyond it the stack drops the last bytes, and would take its FIN all the same: the data would look complete.
+pub(crate) fn fin_apart(mut frame: Vec<u8>) -> (Vec<u8>, Option<Vec<u8>>) {
+    let fin = split_fin(&mut frame);
+    (frame, fin)
+}
+
+fn split_fin(frame: &mut [u8]) -> Option<Vec<u8>> {
+    let ip = Ipv4Packet::new_checked(frame.get(ETHERNET_BYTES..)?).ok()?;
+    let (from, to) = (ip.src_addr().into(), ip.dst_addr().into());
+    let tcp_at = ETHERNET_BYTES + usize::from(ip.header_len());
+    let end = ETHERNET_BYTES + usize::from(ip.total_len());
+    let mut segment = TcpPacket::new_checked(frame.get_mut(tcp_at..end)?).ok()?;
+    let headers = tcp_at + usize::from(segment.header_len());
+    let length = end.checked_sub(headers).filter(|length| *length > 0 && segment.fin())?;
+    let after = segment.seq_number() + length;
+    segment.set_fin(false);
+    segment.fill_checksum(&from, &to);
+
+    let mut fin = frame.get(..headers)?.to_vec();
+    let mut ip = Ipv4Packet::new_unchecked(fin.get_mut(ETHERNET_BYTES..)?);
+    ip.set_total_len(u16::try_from(headers - ETHERNET_BYTES).ok()?);
+    ip.fill_checksum();
+    let mut segment = TcpPacket::new_unchecked(fin.get_mut(tcp_at..)?);
+    segment.set_seq_number(after);
+    segment.set_psh(false);
+    segment.set_fin(true);
+    segment.fill_checksum(&from, &to);
+    Some(fin)
+}
+
 /// Where frames to the guest come from and go to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Addressing {
@@ -226,7 +259,50 @@ mod tests {
         assert_eq!(lengths, [1514, 1514, 34 + 4008 - 2960]);
     }
 
+    /// The refusal is a segment without data: here it gets some, and a FIN.
+    fn last_segment(data: &[u8]) -> Vec<u8> {
+        let mut frame = addressing().refusal(Ends { guest_port: 5, address: GATEWAY, port: 80 }, 1000);
+        frame.extend_from_slice(data);
+        let total = u16::try_from(frame.len() - ETHERNET_BYTES).expect("a length");
+        let mut ip = Ipv4Packet::new_unchecked(&mut frame[ETHERNET_BYTES..]);
+        ip.set_total_len(total);
+        ip.fill_checksum();
+        let mut segment = TcpPacket::new_unchecked(&mut frame[ETHERNET_BYTES + 20..]);
+        segment.set_rst(false);
+        segment.set_fin(true);
+        segment.fill_checksum(&GATEWAY.into(), &GUEST.into());
+        frame
+    }
+
+    #[test]
+    fn data_and_the_end_behind_it_are_two_segments() {
+        let frame = last_segment(b"the last bytes");
+        let sequence = TcpPacket::new_unchecked(&frame[ETHERNET_BYTES + 20..]).seq_number();
+        let (data, fin) = fin_apart(frame);
+        let (data, fin) = (data, fin.expect("two"));
+        let read = |frame: &[u8]| {
+            let ip = Ipv4Packet::new_checked(&frame[ETHERNET_BYTES..]).expect("a packet");
+            assert!(ip.verify_checksum());
+            let segment = TcpPacket::new_checked(ip.payload()).expect("a segment");
+            assert!(segment.verify_checksum(&GATEWAY.into(), &GUEST.into()));
+            (segment.seq_number(), segment.fin(), segment.payload().to_vec())
+        };
+        assert_eq!(read(&data), (sequence, false, b"the last bytes".to_vec()));
+        assert_eq!(read(&fin), (sequence + 14, true, Vec::new()));
+        let alone = last_segment(b"");
+        assert_eq!(fin_apart(alone.clone()), (alone, None));
+    }
+
     proptest! {
+        /// However strange the frame, taking its end apart does not fail.
+        #[test]
+        fn no_segment_is_too_strange_to_be_taken_apart(frame in prop::collection::vec(any::<u8>(), 0..200), at in 0usize..58, value: u8) {
+            let _ = fin_apart(frame);
+            let mut mangled = last_segment(b"data");
+            mangled[at] = value;
+            let _ = fin_apart(mangled);
+        }
+
         /// Whatever the guest sends, sorting it ends in an answer.
         #[test]
         fn no_frame_is_too_strange(frame in prop::collection::vec(any::<u8>(), 0..200)) {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::link::{self, QUEUE_FRAMES};
-use crate::packet::{Addressing, Sorted, sort};
+use crate::packet::{Addressing, Sorted, fin_apart, sort};
 use crate::policy::{Config, Policy};
 use crate::tcp::{Event, Syn, Tcp};
 use crate::udp::Udp;
@@ -160,7 +160,12 @@ impl Stack {
     fn take(&mut self, frame: Vec<u8>) {
         self.stats.frames_in += 1;
         match sort(&frame, self.guest, self.udp.gateway()) {
-            Sorted::Stack | Sorted::Segment => self.device.inbound.push_back(frame),
+            Sorted::Stack => self.device.inbound.push_back(frame),
+            Sorted::Segment => {
+                let (data, fin) = fin_apart(frame);
+                self.device.inbound.push_back(data);
+                self.device.inbound.extend(fin);
+            }
             Sorted::Syn { ends, sequence } => match self.tcp.syn(ends, sequence, &frame, &mut self.sockets) {
                 Syn::Held => {}
                 Syn::ToStack => self.device.inbound.push_back(frame),

@@ -25,13 +25,8 @@ use crate::host::{FromStack, HostSide, QUEUE_PIECES, Queues, Target, ToHost};
 use crate::packet::Ends;
 use crate::policy::{HostTarget, Policy, Verdict};
 
-/// Towards the guest, inside the stack; what is in flight for a fast guest.
-const SEND_BYTES: usize = 256 * 1024;
-
-/// From the guest: the largest window that needs no scaling. The stack rounds a scaled window, so that its end can move
-/// back by a few bytes; of a last segment that then reaches beyond it, it would drop those bytes and take the FIN.
-/// A round trip takes 70 µs, so that this is enough for 900 MB/s.
-const RECEIVE_BYTES: usize = 65_535;
+/// Each way, inside the stack; what is in flight for a fast guest.
+const BUFFER_BYTES: usize = 256 * 1024;
 
 pub(crate) struct Tcp {
     policy: Policy,
@@ -200,7 +195,8 @@ impl Tcp {
     pub(crate) fn connected(&mut self, attempt: Attempt, sockets: &mut SocketSet<'_>) -> Option<Vec<u8>> {
         let Connecting { syn, task, queues, .. } = self.take_connecting(attempt)?;
         let ends = attempt.ends;
-        let mut socket = Socket::new(SocketBuffer::new(vec![0; RECEIVE_BYTES]), SocketBuffer::new(vec![0; SEND_BYTES]));
+        let mut socket =
+            Socket::new(SocketBuffer::new(vec![0; BUFFER_BYTES]), SocketBuffer::new(vec![0; BUFFER_BYTES]));
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
         if socket.listen(IpListenEndpoint { addr: Some(ends.address.into()), port: ends.port }).is_err() {

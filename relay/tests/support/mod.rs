@@ -89,7 +89,7 @@ impl Guest {
 
     pub(crate) fn connect(&mut self, address: Ipv4Addr, port: u16) -> SocketHandle {
         let buffer = |bytes| tcp::SocketBuffer::new(vec![0; bytes]);
-        // Without window scaling, for the reason in `tcp.rs`: this guest has the same stack.
+        // A window without scaling, which is rounded: this guest's stack is the relay's, without what mends it there.
         let handle = self.sockets.add(tcp::Socket::new(buffer(65_535), buffer(256 * 1024)));
         self.next_port += 1;
         let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
