@@ -29,7 +29,7 @@ mod tcp;
 mod udp;
 
 pub use policy::{Config, Egress, GatewayPort, HostTarget, MacAddress, MacInvalid, Policy};
-pub use stack::{Stats, run};
+pub use stack::run;
 
 /// TCP connections of one guest at a time.
 pub const MAX_FLOWS: usize = 256;

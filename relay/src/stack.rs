@@ -26,27 +26,18 @@ const MTU: usize = 1500;
 /// Frames taken from the guest before the stack is polled again.
 const BATCH: usize = 64;
 
-/// What was carried and what was not.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Stats {
-    pub frames_in: u64,
-    /// Not for us, damaged, denied, or more than there is room for.
-    pub dropped: u64,
-    pub refused: u64,
-}
-
 /// Carries a guest's traffic until the link ends or `stop` is cancelled. Dropping the future ends every flow.
-pub async fn run(link: StdUnixStream, config: Config, stop: CancellationToken) -> std::io::Result<Stats> {
+pub async fn run(link: StdUnixStream, config: Config, stop: CancellationToken) -> std::io::Result<()> {
     link.set_nonblocking(true)?;
     let (reader, writer) = UnixStream::from_std(link)?.into_split();
     let (frames_in, inbound) = mpsc::channel(QUEUE_FRAMES);
     let (to_guest, frames_out) = mpsc::channel(QUEUE_FRAMES);
     let stack = Stack::new(&config, inbound, to_guest);
     tokio::select! {
-        ended = link::read(reader, frames_in) => { ended?; Ok(Stats::default()) }
-        ended = link::write(writer, frames_out) => { ended?; Ok(Stats::default()) }
-        stats = stack.run() => Ok(stats),
-        () = stop.cancelled() => Ok(Stats::default()),
+        ended = link::read(reader, frames_in) => { ended?; Ok(()) }
+        ended = link::write(writer, frames_out) => { ended?; Ok(()) }
+        () = stack.run() => Ok(()),
+        () = stop.cancelled() => Ok(()),
     }
 }
 
@@ -63,7 +54,6 @@ struct Stack {
     addressing: Addressing,
     guest: std::net::Ipv4Addr,
     start: std::time::Instant,
-    stats: Stats,
 }
 
 impl Stack {
@@ -102,11 +92,10 @@ impl Stack {
             addressing,
             guest: config.guest_address,
             start: std::time::Instant::now(),
-            stats: Stats::default(),
         }
     }
 
-    async fn run(mut self) -> Stats {
+    async fn run(mut self) {
         let wake = Arc::clone(&self.wake);
         loop {
             let now = self.now();
@@ -114,7 +103,7 @@ impl Stack {
             let delay = delay.map_or(Duration::from_secs(60), |delay| Duration::from_micros(delay.total_micros()));
             tokio::select! {
                 frame = self.inbound.recv() => {
-                    let Some(frame) = frame else { return self.stats };
+                    let Some(frame) = frame else { return };
                     self.take(frame);
                     for _ in 1..BATCH {
                         let Ok(frame) = self.inbound.try_recv() else { break };
@@ -131,7 +120,7 @@ impl Stack {
             self.settle();
             while let Some(frame) = self.device.outbound.pop_front() {
                 if self.to_guest.send(frame).await.is_err() {
-                    return self.stats;
+                    return;
                 }
             }
         }
@@ -158,7 +147,6 @@ impl Stack {
     }
 
     fn take(&mut self, frame: Vec<u8>) {
-        self.stats.frames_in += 1;
         match sort(&frame, self.guest, self.udp.gateway()) {
             Sorted::Stack => self.device.inbound.push_back(frame),
             Sorted::Segment => {
@@ -177,11 +165,9 @@ impl Stack {
                 }
             }
             Sorted::Datagram { ends, payload } => {
-                if !self.udp.send(ends, payload) {
-                    self.stats.dropped += 1;
-                }
+                self.udp.send(ends, payload);
             }
-            Sorted::Dropped => self.stats.dropped += 1,
+            Sorted::Dropped => {}
         }
     }
 
@@ -204,7 +190,6 @@ impl Stack {
 
     fn refuse(&mut self, ends: packet::Ends, sequence: u32) {
         debug!(address = %ends.address, port = ends.port, "connection refused");
-        self.stats.refused += 1;
         self.device.outbound.push_back(self.addressing.refusal(ends, sequence));
     }
 }

@@ -135,11 +135,6 @@ impl ChannelWriter {
         while let Some(Ok(_)) = self.stream.next().await {}
         Ok(())
     }
-
-    /// Resolves when the reader's side, or the engine, has ended the channel.
-    pub async fn closed(&mut self) {
-        while let Some(Ok(_)) = self.stream.next().await {}
-    }
 }
 
 #[cfg(test)]

@@ -177,6 +177,8 @@ fn thirty_sandboxes_at_once_all_answer_and_leave_nothing() {
     let rig = Rig::builder().sandboxes().start();
     // The template exists from here on; thirty builds of it are not what this is about.
     let _ = rig.call("sandbox::run", &json!({ "image": "python", "code": "print(1)" }));
+    // Its VM goes a moment after its answer.
+    let _ = eventually(Duration::from_secs(60), || rig.family_named("iii-vm").is_empty().then_some(()));
     let before = rig.family_named("iii-vm").len();
     let ids: Vec<String> = thread::scope(|scope| {
         let running: Vec<_> = (0..30)

@@ -11,11 +11,12 @@ use vmm::{AccelChoice, TemplateUse, VmEvent, VmExit, VmSpec};
 use crate::arguments::{Accel, HostEnds, Shape, Start, arguments};
 use crate::error::{QemuError, at};
 use crate::full_disk::FullDisk;
+use crate::key::Key;
 use crate::kit::Kit;
 use crate::kvm_probe::{KvmVerdict, cached_verdict};
 use crate::process::{Process, describe, find_program};
 use crate::qmp::{Heard, Monitor};
-use crate::template::{Key, Template, Templates, migration_capabilities};
+use crate::template::{Template, Templates, migration_capabilities};
 use crate::tsc;
 
 /// A restore takes 40 ms; on a badly overloaded machine it may take this long.

@@ -15,8 +15,8 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_segment};
 use kvm_ioctls::{Kvm, VcpuExit};
 use serde::{Deserialize, Serialize};
 
+use crate::key::cpu_model;
 use crate::sys::GuestMemory;
-use crate::template::cpu_model;
 
 const DEVICE: &str = "/dev/kvm";
 

@@ -17,6 +17,7 @@ mod arguments;
 mod driver;
 mod error;
 mod full_disk;
+mod key;
 mod kit;
 mod kvm_probe;
 mod process;

@@ -8,11 +8,10 @@
 //!         .building-…            incomplete; removed by whoever holds the lock next
 //! ```
 
-use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -22,15 +21,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::arguments::{Accel, HostEnds, Shape, Start, arguments};
+use crate::arguments::{HostEnds, Start, arguments};
 use crate::error::{QemuError, at};
-use crate::kit::{Kit, KitIdentity};
-use crate::kvm_probe::kernel_release;
+use crate::key::{Key, hex};
+use crate::kit::Kit;
 use crate::process::Process;
 use crate::qmp::Monitor;
-
-/// Changes whenever the meaning of a template's files changes.
-const FORMAT: u32 = 1;
 
 /// Templates kept; beyond it the one used longest ago goes.
 const KEPT: usize = 8;
@@ -47,83 +43,6 @@ const SAVE_LIMIT: Duration = Duration::from_secs(30);
 const MAX_HELLO_BYTES: u32 = 64 * 1024;
 
 const HELLO: u8 = 1;
-
-/// Everything that must be equal for a saved machine to run again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Key {
-    format: u32,
-    /// The program file stands for its version: asking it would cost a process.
-    qemu: (PathBuf, u64, i64, i64),
-    kit: KitIdentity,
-    shape: Shape,
-    arguments: Vec<String>,
-    cpu_model: String,
-    disks: (u64, u64),
-    /// With KVM only: an emulated processor is QEMU's alone.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    host: Option<KvmHost>,
-}
-
-/// What a guest on the host's own processor was saved with: registers that another kernel or microcode does not offer,
-/// or offers otherwise, cannot be put back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct KvmHost {
-    kernel: String,
-    /// The lines about features and microcode, once each.
-    processors: BTreeSet<String>,
-}
-
-impl KvmHost {
-    fn new(kernel: String, cpuinfo: &str) -> Self {
-        let tells = |line: &&str| line.starts_with("flags") || line.starts_with("microcode");
-        Self { kernel, processors: cpuinfo.lines().filter(tells).map(str::to_owned).collect() }
-    }
-
-    fn this() -> Self {
-        Self::new(kernel_release(), &fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
-    }
-}
-
-impl Key {
-    pub(crate) fn new(program: &Path, kit: &Kit, shape: &Shape) -> Result<Self, QemuError> {
-        let file = fs::metadata(program).map_err(at(program))?;
-        // The guest-visible command line, with names in place of everything that differs between clones.
-        let ends = HostEnds {
-            name: "",
-            root_disk: Path::new("root"),
-            scratch_disk: Path::new("scratch"),
-            scratch_is_kept: false,
-            guest_fd: 0,
-            net_fd: 0,
-            monitor_fd: 0,
-        };
-        let mut arguments = arguments(shape, &ends, &Start::Restore { memory: Path::new("memory") });
-        arguments.push(shape.kernel_command_line());
-        Ok(Self {
-            format: FORMAT,
-            qemu: (program.to_owned(), file.len(), file.mtime(), file.mtime_nsec()),
-            kit: kit.identity.clone(),
-            shape: shape.clone(),
-            arguments,
-            cpu_model: cpu_model(),
-            disks: (vmm::ROOT_DISK_BYTES, vmm::SCRATCH_DISK_BYTES),
-            host: (shape.accel == Accel::Kvm).then(KvmHost::this),
-        })
-    }
-
-    /// The folder's name.
-    pub(crate) fn name(&self) -> Result<String, QemuError> {
-        let text = serde_json::to_vec(self).map_err(|error| at("template.json")(error.into()))?;
-        Ok(hex(&Sha256::digest(text))[..32].to_owned())
-    }
-}
-
-/// Model name of the host's first processor.
-pub(crate) fn cpu_model() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text.lines().find(|line| line.starts_with("model name"));
-    model.and_then(|line| line.split_once(':')).map_or_else(String::new, |(_, model)| model.trim().to_owned())
-}
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Manifest {
@@ -172,7 +91,7 @@ impl Templates {
             return Err(damaged(format!("memory has {length} bytes, not {}", manifest.memory_bytes)));
         }
         let state = folder.join("state");
-        let (digest, _) = digest(&state).map_err(|error| damaged(format!("state: {error}")))?;
+        let digest = digest(&state).map_err(|error| damaged(format!("state: {error}")))?;
         if digest != manifest.state_sha256 {
             return Err(damaged("state is not what was saved".to_owned()));
         }
@@ -333,7 +252,7 @@ fn save(
     let memory = work.join("memory");
     File::open(&memory).and_then(|file| file.sync_all()).map_err(at(&memory))?;
     state.sync_all().map_err(at(&state_path))?;
-    let (state_sha256, _) = digest(&state_path).map_err(at(&state_path))?;
+    let state_sha256 = digest(&state_path).map_err(at(&state_path))?;
     let key_value = serde_json::to_value(key).map_err(|error| at(work)(error.into()))?;
     let manifest =
         Manifest { key: key_value, state_sha256, memory_bytes: u64::from(key.shape.memory_mib) * 1024 * 1024 };
@@ -379,13 +298,8 @@ fn private(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
-fn digest(path: &Path) -> std::io::Result<(String, u64)> {
-    let bytes = fs::read(path)?;
-    Ok((hex(&Sha256::digest(&bytes)), bytes.len() as u64))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+fn digest(path: &Path) -> std::io::Result<String> {
+    Ok(hex(&Sha256::digest(fs::read(path)?)))
 }
 
 #[cfg(test)]
@@ -393,58 +307,6 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-
-    fn kit(folder: &Path, kernel: &str) -> Kit {
-        for (name, text) in [
-            ("kernel", "k"),
-            ("initramfs", "i"),
-            ("kit.json", &*format!(r#"{{"kernel_sha256":"{kernel}","initramfs_sha256":"b","flavour":"iii"}}"#)),
-        ] {
-            fs::write(folder.join(name), text).unwrap();
-        }
-        Kit::open(folder).unwrap()
-    }
-
-    fn key(kernel: &str, tsc_khz: u64, vcpus: u32) -> String {
-        let folder = tempfile::tempdir().unwrap();
-        let shape = Shape { accel: Accel::Tcg, memory_mib: 256, vcpus, tsc_khz };
-        Key::new(Path::new("/proc/self/exe"), &kit(folder.path(), kernel), &shape).unwrap().name().unwrap()
-    }
-
-    #[test]
-    fn a_key_depends_on_everything_the_guest_can_see_and_nothing_else() {
-        assert_eq!(key("a", 1, 1), key("a", 1, 1));
-        let different = [key("a", 1, 1), key("b", 1, 1), key("a", 2, 1), key("a", 1, 2)];
-        assert_eq!(different.iter().collect::<BTreeSet<_>>().len(), 4);
-        assert_eq!(different[0].len(), 32);
-    }
-
-    #[test]
-    fn a_guest_on_the_hosts_processor_depends_on_its_kernel_features_and_microcode() {
-        let folder = tempfile::tempdir().unwrap();
-        let key = |accel, host: Option<KvmHost>| {
-            let shape = Shape { accel, memory_mib: 256, vcpus: 1, tsc_khz: 1 };
-            let mut key = Key::new(Path::new("/proc/self/exe"), &kit(folder.path(), "a"), &shape).unwrap();
-            assert_eq!(key.host.is_some(), accel == Accel::Kvm);
-            key.host = host.or(key.host);
-            key.name().unwrap()
-        };
-        let host = |kernel: &str, flags, microcode, mhz| {
-            let one = format!("flags\t\t: {flags}\nmicrocode\t: {microcode}\ncpu MHz\t\t: {mhz}\n");
-            Some(KvmHost::new(kernel.to_owned(), &format!("{one}\n{one}")))
-        };
-        let kvm = |host| key(Accel::Kvm, host);
-        assert_eq!(kvm(host("6.1", "fpu", "0x1", "800")), kvm(host("6.1", "fpu", "0x1", "3600")));
-        let different = [
-            key(Accel::Tcg, None),
-            kvm(None),
-            kvm(host("6.1", "fpu", "0x1", "800")),
-            kvm(host("6.2", "fpu", "0x1", "800")),
-            kvm(host("6.1", "fpu avx", "0x1", "800")),
-            kvm(host("6.1", "fpu", "0x2", "800")),
-        ];
-        assert_eq!(different.iter().collect::<BTreeSet<_>>().len(), different.len());
-    }
 
     fn pretend_template(folder: &Path, name: &str, age_s: u64) {
         fs::create_dir(folder.join(name)).unwrap();
