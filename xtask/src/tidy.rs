@@ -13,7 +13,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Every crate that is not a test, and where its arrows point.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("cli", &["engine-client", "daemon-api"]),
     ("daemon", &["engine-client", "daemon-api", "guest-client", "oci", "vmm"]),
     ("daemon-api", &["engine-protocol"]),
@@ -26,9 +26,11 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("guest-protocol", &[]),
     ("oci", &[]),
     ("relay", &[]),
-    ("vm-process", &["vmm", "vmm-qemu", "relay"]),
+    ("vm-process", &["vmm", "vmm-host", "vmm-krun", "vmm-qemu", "relay"]),
     ("vmm", &[]),
-    ("vmm-qemu", &["vmm"]),
+    ("vmm-host", &["vmm"]),
+    ("vmm-krun", &["vmm", "vmm-host"]),
+    ("vmm-qemu", &["vmm", "vmm-host"]),
     ("xtask", &[]),
 ];
 

@@ -24,6 +24,10 @@ pub(crate) struct SandboxConfig {
     pub(crate) custom_images: BTreeMap<String, String>,
     pub(crate) max_concurrent_exec_per_sandbox: u32,
     pub(crate) max_exec_timeout_ms: u64,
+    /// `auto`, `libkrun` or `qemu`.
+    pub(crate) driver: Option<String>,
+    /// `auto`, `kvm` or `tcg`.
+    pub(crate) accel: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -46,6 +50,8 @@ impl Default for SandboxConfig {
             custom_images: BTreeMap::new(),
             max_concurrent_exec_per_sandbox: 4,
             max_exec_timeout_ms: 300_000,
+            driver: None,
+            accel: None,
         }
     }
 }

@@ -22,8 +22,8 @@ use oci::{Digest, ImageConfig, ImageRef, Refresh, Rootfs, Store};
 use tracing::debug;
 use uuid::Uuid;
 use vmm::{
-    AccelChoice, Egress, GatewayPort, HostTarget, MemoryMib, NetworkSpec, ROOT_DISK_BYTES, TemplateUse, VcpuCount, Vm,
-    VmEvent, VmExit, VmSpec,
+    AccelChoice, DriverChoice, Egress, GatewayPort, HostTarget, MemoryMib, NetworkSpec, ROOT_DISK_BYTES, TemplateUse,
+    VcpuCount, Vm, VmEvent, VmExit, VmSpec,
 };
 
 use crate::boot_error::BootError;
@@ -58,6 +58,8 @@ pub(crate) struct Machines {
     engine_port: u16,
     vm_socket: PathBuf,
     ca_bundle: Option<String>,
+    driver: DriverChoice,
+    accel: AccelChoice,
 }
 
 /// What a machine is to be.
@@ -122,7 +124,8 @@ pub(crate) struct Machine {
     pub(crate) image_digest: Digest,
     pub(crate) boot_id: String,
     pub(crate) kernel: String,
-    pub(crate) accel: String,
+    /// Such as `qemu on tcg`.
+    pub(crate) driver: String,
     pub(crate) restored: bool,
     vm: Vm,
     _scratch_lock: Option<Flock<File>>,
@@ -131,7 +134,12 @@ pub(crate) struct Machine {
 }
 
 impl Machines {
-    pub(crate) fn new(home: Home, engine_port: u16, vm_socket: PathBuf) -> Result<Arc<Self>, oci::StoreError> {
+    pub(crate) fn new(
+        home: Home,
+        engine_port: u16,
+        vm_socket: PathBuf,
+        (driver, accel): (DriverChoice, AccelChoice),
+    ) -> Result<Arc<Self>, oci::StoreError> {
         home::sweep(&home.run());
         let options = oci::StoreOptions { image_bytes: ROOT_DISK_BYTES, registry: oci::RegistryOptions::from_env() };
         let store = Store::open(&home.images(), options)?;
@@ -139,7 +147,7 @@ impl Machines {
             env::var_os("SSL_CERT_FILE").map_or_else(|| "/etc/ssl/certs/ca-certificates.crt".into(), PathBuf::from);
         let ca_bundle = fs::read_to_string(bundle).ok().filter(|bundle| !bundle.is_empty());
         let iii_vm = bin_dir().join("iii-vm");
-        Ok(Arc::new(Self { home, store, iii_vm, engine_port, vm_socket, ca_bundle }))
+        Ok(Arc::new(Self { home, store, iii_vm, engine_port, vm_socket, ca_bundle, driver, accel }))
     }
 
     pub(crate) fn home(&self) -> &Home {
@@ -203,7 +211,8 @@ impl Machines {
             template_dir: self.home.templates(),
             memory,
             vcpus,
-            accel: accel_from_env(),
+            driver: self.driver,
+            accel: self.accel,
             root_disk: rootfs.path.clone(),
             scratch_disk,
             scratch_is_kept: matches!(request.scratch, Scratch::Persistent(_)),
@@ -221,7 +230,7 @@ impl Machines {
             Err(_) => Err(BootError::silent(BOOT_PATIENCE, run.path())),
         };
         match result {
-            Ok((guest, adopted, accel, running)) => {
+            Ok((guest, adopted, driver, running)) => {
                 let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
                 debug!(
                     vm = request.name,
@@ -236,7 +245,7 @@ impl Machines {
                     image_digest: rootfs.digest.clone(),
                     boot_id: adopted.boot_id,
                     kernel: adopted.kernel,
-                    accel,
+                    driver,
                     restored,
                     vm,
                     _scratch_lock: scratch_lock,
@@ -261,13 +270,13 @@ impl Machines {
         run: &Path,
         progress: Watch<'_>,
     ) -> Result<(Guest, guest_client::Adopted, String, Instant), BootError> {
-        let accel = loop {
+        let driver = loop {
             match vm.next_event().await {
                 VmEvent::BuildingTemplate => progress(BootProgress::BuildingTemplate),
                 VmEvent::Warning { message } => progress(BootProgress::Warning(message)),
-                VmEvent::Running { accel, restored: is_clone, .. } => {
+                VmEvent::Running { driver, accel, restored: is_clone, .. } => {
                     *restored = is_clone;
-                    break accel;
+                    break format!("{driver} on {accel}");
                 }
                 VmEvent::Exited(exit) => return Err(BootError::ended(exit)),
             }
@@ -286,7 +295,7 @@ impl Machines {
         let patience = if *restored { CLONE_PATIENCE } else { BOOT_PATIENCE };
         tokio::select! {
             adopted = work => match adopted {
-                Ok(adopted) => Ok((guest, adopted, accel, running)),
+                Ok(adopted) => Ok((guest, adopted, driver, running)),
                 Err(source) => Err(BootError::Guest { source }),
             },
             exit = vm.wait() => Err(BootError::ended(exit)),
@@ -417,15 +426,6 @@ fn require_space(folder: &Path) -> Result<(), BootError> {
         return Ok(());
     }
     Err(BootError::NoSpace { path: folder.to_owned(), free_mib, needed_mib: MIN_FREE_MIB })
-}
-
-/// `III_ACCEL` = auto, kvm or tcg.
-fn accel_from_env() -> AccelChoice {
-    match env::var("III_ACCEL").as_deref() {
-        Ok("kvm") => AccelChoice::Kvm,
-        Ok("tcg") => AccelChoice::Tcg,
-        _ => AccelChoice::Auto,
-    }
 }
 
 fn unix_ns() -> u64 {

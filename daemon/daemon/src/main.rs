@@ -60,6 +60,12 @@ enum Daemon {
         /// The engine's configuration file; relative to the project's root.
         #[arg(long, default_value = "config.yaml")]
         config_file: PathBuf,
+        /// `auto`, `libkrun` or `qemu`; `III_DRIVER` has precedence.
+        #[arg(long)]
+        driver: Option<String>,
+        /// `auto`, `kvm` or `tcg`; `III_ACCEL` has precedence.
+        #[arg(long)]
+        accel: Option<String>,
     },
     /// Serves `sandbox::*`.
     Sandboxes {
@@ -126,7 +132,16 @@ fn main() -> ExitCode {
         },
         Daemon::Workers { .. } => None,
     };
-    let machines = match Machines::new(home.clone(), port, common.vm_socket.clone()) {
+    let (driver, accel) = match (&arguments.daemon, &sandbox_config) {
+        (Daemon::Workers { driver, accel, .. }, _) => (driver.as_deref(), accel.as_deref()),
+        (_, Some(config)) => (config.driver.as_deref(), config.accel.as_deref()),
+        (_, None) => (None, None),
+    };
+    let choices = match vmm::settle_choices(driver, accel) {
+        Ok(choices) => choices,
+        Err(error) => return fail(2, &format!("configuration: {error} ({})", error.hint())),
+    };
+    let machines = match Machines::new(home.clone(), port, common.vm_socket.clone(), choices) {
         Ok(machines) => machines,
         Err(error) => return fail(1, &format!("image store: {error}")),
     };

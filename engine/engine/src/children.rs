@@ -47,6 +47,11 @@ impl Children {
             if let Some(file) = &config.file {
                 arguments.extend(["--config-file".to_owned(), file.display().to_string()]);
             }
+            for (flag, value) in [("--driver", &config.worker_vms.driver), ("--accel", &config.worker_vms.accel)] {
+                if let Some(value) = value {
+                    arguments.extend([flag.to_owned(), value.clone()]);
+                }
+            }
             self.spawn("workers", &arguments)?;
         }
         if let Some(block) = &config.sandbox {

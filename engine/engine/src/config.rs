@@ -19,6 +19,8 @@ pub struct Config {
     pub sandbox: Option<Value>,
     /// Whether the worker daemon is started.
     pub worker_daemon: bool,
+    /// What the VMs of workers run on.
+    pub worker_vms: WorkerVms,
     /// What the file asks for and this version does not have.
     pub warnings: Vec<String>,
 }
@@ -61,6 +63,14 @@ struct RawEntry {
     config: Option<Value>,
 }
 
+/// The block of `iii-worker-ops`: names that the worker daemon knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkerVms {
+    pub driver: Option<String>,
+    pub accel: Option<String>,
+}
+
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawListener {
@@ -93,6 +103,7 @@ impl Config {
             listeners: vec![Listener { host: "0.0.0.0".into(), port: 49134 }],
             sandbox: Some(default_sandbox()),
             worker_daemon: worker_daemon_wanted(),
+            worker_vms: WorkerVms::default(),
             warnings: Vec::new(),
         }
     }
@@ -114,6 +125,7 @@ impl Config {
             listeners: Vec::new(),
             sandbox: None,
             worker_daemon: worker_daemon_wanted(),
+            worker_vms: WorkerVms::default(),
             warnings: Vec::new(),
         };
         let mut seen = BTreeSet::new();
@@ -131,6 +143,11 @@ impl Config {
                 "iii-sandbox" => config.sandbox = Some(entry.config.unwrap_or_else(|| serde_json::json!({}))),
                 // Part of every configuration, and of the original under this name.
                 "configuration" if entry.image.is_none() && entry.worker_path.is_none() => {}
+                "iii-worker-ops" => {
+                    let block = entry.config.unwrap_or_else(|| serde_json::json!({}));
+                    let asked: WorkerVms = serde_json::from_value(block).map_err(|error| bad(error.to_string()))?;
+                    config.worker_vms = asked;
+                }
                 _ if known == Some(BuiltIn::Present) => {}
                 name if known == Some(BuiltIn::Absent) => {
                     config

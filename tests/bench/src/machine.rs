@@ -10,7 +10,8 @@ use guest_client::{Guest, Output};
 use guest_protocol::{Disk, ExecFile, ExecRequest, Identity, Network};
 use tempfile::TempDir;
 use vmm::{
-    AccelChoice, Egress, GatewayPort, HostTarget, MemoryMib, NetworkSpec, TemplateUse, VcpuCount, Vm, VmEvent, VmSpec,
+    AccelChoice, DriverChoice, Egress, GatewayPort, HostTarget, MemoryMib, NetworkSpec, TemplateUse, VcpuCount, Vm,
+    VmEvent, VmSpec,
 };
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(100, 96, 0, 1);
@@ -85,6 +86,7 @@ pub(crate) async fn boot(recipe: &Recipe<'_>) -> (Machine, Duration) {
         template_dir: recipe.folder.join("templates"),
         memory: MemoryMib::new(512).expect("a size"),
         vcpus: VcpuCount::new(1).expect("a count"),
+        driver: DriverChoice::Auto,
         accel: AccelChoice::Auto,
         root_disk: recipe.root.map_or_else(|| blank("root", vmm::ROOT_DISK_BYTES), Path::to_owned),
         scratch_disk: scratch,

@@ -3,15 +3,18 @@
 //! ```text
 //!            stdin: lifeline        3: guest channel
 //!                 │                       │
-//! daemon ────► iii-vm ── driver ──► QEMU ◄┘        stdout: one VmEvent per line
+//! daemon ────► iii-vm ── driver ──► VM  ◄─┘        stdout: one VmEvent per line
 //!                 └── relay ◄─ frames ─┘           stderr: log
 //! ```
-//! Knows which driver to take and who sits at the ends of its wires. Knows no image, worker or guest protocol.
+//! The VM is QEMU, or this program again with `--libkrun`. Knows which driver to take and who sits at the ends of its
+//! wires. Knows no image, worker or guest protocol.
 //!
 //! Always true:
-//! - When the lifeline closes, or this process dies in any way, QEMU dies.
+//! - When the lifeline closes, or this process dies in any way, the VM's process dies.
 //! - `Exited` is printed once, and last.
 
+mod choice;
+mod driver;
 mod log;
 mod network;
 mod probe;
@@ -25,8 +28,10 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
-use vmm::{VmExit, VmSpec};
-use vmm_qemu::{Driver, QemuError, Wires};
+use vmm::{VmExit, VmSpec, Wires};
+use vmm_host::Kit;
+
+use crate::driver::{Driver, DriverError, Running};
 
 /// A description is a few hundred bytes.
 const MAX_SPEC_BYTES: u64 = 1024 * 1024;
@@ -42,13 +47,13 @@ enum Failure {
     #[error(transparent)]
     Network(#[from] network::NetworkError),
     #[error(transparent)]
-    Qemu(#[from] QemuError),
+    Driver(#[from] DriverError),
 }
 
 impl Failure {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Qemu(error) => error.hint(),
+            Self::Driver(error) => error.hint(),
             Self::GuestChannel(_) => Some("iii-vm is started by the daemon, not by hand".to_owned()),
             Self::Spec { .. } | Self::Link(_) | Self::Network(_) => None,
         }
@@ -60,9 +65,11 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.as_slice() {
         [flag] if flag == "--probe" => probe::here(),
+        [flag, kit, folder] if flag == "--choice" => choice::print(Path::new(kit), Path::new(folder)),
+        [flag, spec, ends] if flag == vmm_krun::ENTER_FLAG => enter(Path::new(spec), ends),
         [path] if !path.starts_with('-') => run(Path::new(path), since),
         _ => {
-            eprintln!("usage: iii-vm SPEC.json | iii-vm --probe");
+            eprintln!("usage: iii-vm SPEC.json | iii-vm --probe | iii-vm --choice KIT TEMPLATES");
             std::process::exit(2);
         }
     }
@@ -78,19 +85,29 @@ fn run(spec: &Path, since: Instant) -> ! {
     report::end(exit)
 }
 
-/// Runs on the main thread: QEMU is killed when the thread that started it ends.
-fn start(spec: &Path, since: Instant) -> Result<vmm_qemu::Running, Failure> {
+/// The VM's own process under libkrun, which ends with the guest.
+fn enter(spec: &Path, ends: &str) -> ! {
+    let entered = read_spec(spec).map_err(|failure| failure.to_string()).and_then(|spec| {
+        let kit = Kit::open(&spec.kit_dir).map_err(|error| error.to_string())?;
+        Err::<(), _>(vmm_krun::enter(&spec, &kit, ends).to_string())
+    });
+    eprintln!("iii-vm: {}", entered.unwrap_err());
+    std::process::exit(1)
+}
+
+/// Runs on the main thread: the VM's process is killed when the thread that started it ends.
+fn start(spec: &Path, since: Instant) -> Result<Running, Failure> {
     let guest = UnixStream::from(sys::guest_channel().map_err(Failure::GuestChannel)?);
     log::init();
     follow_lifeline();
     let spec = read_spec(spec)?;
-    let driver = Driver::prepare(&spec, probe::in_child)?;
+    let driver = Driver::prepare(&spec)?;
     let (link, net) = UnixStream::pair().map_err(Failure::Link)?;
     network::serve(link, spec.network.as_ref())?;
     Ok(driver.start(Wires { guest, net }, since, &mut |event| report::report(&event))?)
 }
 
-/// Ends this process, and with it QEMU, when standard input closes.
+/// Ends this process, and with it the VM, when standard input closes.
 fn follow_lifeline() {
     thread::spawn(|| {
         let mut buffer = [0u8; 64];

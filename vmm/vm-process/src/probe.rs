@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use vmm_qemu::KvmVerdict;
+use vmm_host::KvmVerdict;
 
 use crate::sys;
 
@@ -18,7 +18,7 @@ const LIMIT_CPU_S: u64 = 5;
 
 /// `iii-vm --probe`: prints the verdict. With the environment variable below, runs the guest itself.
 pub(crate) fn here() -> ! {
-    let verdict = if std::env::var_os(INNER).is_some() { vmm_qemu::probe_in_this_process() } else { in_child() };
+    let verdict = if std::env::var_os(INNER).is_some() { vmm_host::probe_in_this_process() } else { in_child() };
     match serde_json::to_string(&verdict) {
         Ok(text) => println!("{text}"),
         Err(error) => eprintln!("iii-vm: {error}"),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use vmm::{AccelChoice, MemoryMib, TemplateUse, VcpuCount, Vm, VmEvent, VmExit, VmSpec};
+use vmm::{AccelChoice, DriverChoice, MemoryMib, TemplateUse, VcpuCount, Vm, VmEvent, VmExit, VmSpec};
 
 const III_VM: &str = env!("CARGO_BIN_EXE_iii-vm");
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,6 +39,7 @@ fn spec(folder: &Path, name: &str) -> VmSpec {
         template_dir: folder.join("templates"),
         memory: MemoryMib::new(256).unwrap(),
         vcpus: VcpuCount::new(1).unwrap(),
+        driver: DriverChoice::Qemu,
         accel: AccelChoice::Tcg,
         root_disk: disk("root", vmm::ROOT_DISK_BYTES),
         scratch_disk: disk("scratch", vmm::SCRATCH_DISK_BYTES),

@@ -8,31 +8,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-
-use crate::kit::Kit;
-
-/// The virtio-serial port guest-init looks for.
-const PORT_NAME: &str = "iii.guest";
-
-/// What a template's network device is called; a clone's guest takes its own address when it adopts.
-const TEMPLATE_MAC: &str = "02:6d:73:00:00:02";
-
-/// How instructions are executed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Accel {
-    Kvm,
-    Tcg,
-}
-
-impl Accel {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Kvm => "kvm",
-            Self::Tcg => "tcg",
-        }
-    }
-}
+use vmm::Wires;
+use vmm_host::{Accel, Kit};
 
 /// Everything about a machine that its guest can see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,7 +84,7 @@ pub(crate) fn arguments(shape: &Shape, ends: &HostEnds<'_>, start: &Start<'_>) -
     add(&mut list, &["-mon", "chardev=monitor,mode=control"]);
     add(&mut list, &["-device", "virtio-serial-device"]);
     add(&mut list, &["-chardev", &format!("socket,id=guest,fd={}", ends.guest_fd)]);
-    add(&mut list, &["-device", &format!("virtserialport,chardev=guest,name={PORT_NAME}")]);
+    add(&mut list, &["-device", &format!("virtserialport,chardev=guest,name={}", Wires::PORT_NAME)]);
     for (node, path, read_only) in [("root", ends.root_disk, true), ("scratch", ends.scratch_disk, false)] {
         let disk = json!({
             "driver": "raw", "node-name": node, "read-only": read_only, "discard": "unmap",
@@ -119,7 +96,7 @@ pub(crate) fn arguments(shape: &Shape, ends: &HostEnds<'_>, start: &Start<'_>) -
         add(&mut list, &["-blockdev", &disk.to_string(), "-device", &device]);
     }
     add(&mut list, &["-netdev", &format!("stream,id=net,server=off,addr.type=fd,addr.str={}", ends.net_fd)]);
-    add(&mut list, &["-device", &format!("virtio-net-device,netdev=net,mac={TEMPLATE_MAC}")]);
+    add(&mut list, &["-device", &format!("virtio-net-device,netdev=net,mac={}", mac())]);
     match start {
         Start::Boot(kit) | Start::BootIntoFile(kit, _) => {
             add(&mut list, &["-kernel", &kit.kernel.to_string_lossy(), "-initrd", &kit.initramfs.to_string_lossy()]);
@@ -129,6 +106,10 @@ pub(crate) fn arguments(shape: &Shape, ends: &HostEnds<'_>, start: &Start<'_>) -
         Start::Restore { .. } => add(&mut list, &["-incoming", "defer"]),
     }
     list
+}
+
+fn mac() -> String {
+    Wires::BOOT_MAC.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn add(list: &mut Vec<String>, arguments: &[&str]) {

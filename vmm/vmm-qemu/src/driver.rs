@@ -2,34 +2,23 @@
 
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use vmm::{AccelChoice, TemplateUse, VmEvent, VmExit, VmSpec};
+use vmm::{TemplateUse, VmEvent, VmExit, VmSpec, Wires};
+use vmm_host::{Accel, ConsoleEnd, Kit, Process, check_disks, describe};
 
-use crate::arguments::{Accel, HostEnds, Shape, Start, arguments};
+use crate::arguments::{HostEnds, Shape, Start, arguments};
 use crate::error::{QemuError, at};
 use crate::full_disk::FullDisk;
 use crate::key::Key;
-use crate::kit::Kit;
-use crate::kvm_probe::{KvmVerdict, cached_verdict};
-use crate::process::{Process, describe, find_program};
 use crate::qmp::{Heard, Monitor};
 use crate::template::{Template, Templates, migration_capabilities};
 use crate::tsc;
 
 /// A restore takes 40 ms; on a badly overloaded machine it may take this long.
 const RESTORE_LIMIT: Duration = Duration::from_secs(10);
-
-/// The machine's ends of its two streams.
-#[derive(Debug)]
-pub struct Wires {
-    /// The other end is the daemon's.
-    pub guest: UnixStream,
-    /// Ethernet frames behind a 4-byte big-endian length; the other end is the relay's.
-    pub net: UnixStream,
-}
 
 /// What is settled before anything is started.
 #[derive(Debug)]
@@ -48,30 +37,13 @@ pub struct Running {
 }
 
 impl<'a> Driver<'a> {
-    /// Checks everything that can be checked without starting anything but the KVM probe, which `probe` runs
-    /// where no verdict is cached.
+    /// Checks everything that can be checked without starting anything.
     ///
     /// # Errors
     /// [`QemuError`], with a hint where there is a next step.
-    pub fn prepare(spec: &'a VmSpec, probe: impl FnOnce() -> KvmVerdict) -> Result<Self, QemuError> {
-        let program = find_program()?;
-        let kit = Kit::open(&spec.kit_dir)?;
-        for (path, expected) in [(&spec.root_disk, vmm::ROOT_DISK_BYTES), (&spec.scratch_disk, vmm::SCRATCH_DISK_BYTES)]
-        {
-            let file = std::fs::metadata(path).map_err(|source| QemuError::NoDisk { path: path.clone(), source })?;
-            if file.len() != expected {
-                return Err(QemuError::DiskSize { path: path.clone(), found: file.len(), expected });
-            }
-        }
+    pub fn prepare(spec: &'a VmSpec, program: PathBuf, kit: Kit, accel: Accel) -> Result<Self, QemuError> {
+        check_disks(spec)?;
         Templates::open(&spec.template_dir)?;
-        let accel = match spec.accel {
-            AccelChoice::Tcg => Accel::Tcg,
-            choice => match (cached_verdict(&spec.template_dir, probe), choice) {
-                (KvmVerdict::Works, _) => Accel::Kvm,
-                (_, AccelChoice::Auto) => Accel::Tcg,
-                (verdict, _) => return Err(QemuError::NoKvm { verdict }),
-            },
-        };
         let shape = Shape {
             accel,
             memory_mib: spec.memory.mib(),
@@ -193,14 +165,10 @@ impl<'a> Driver<'a> {
         let list = arguments(&self.shape, &ends, start);
         let mut inherited = vec![ends.guest_fd, ends.net_fd, ends.monitor_fd];
         inherited.extend_from_slice(more);
-        let process = Process::start(&self.program, &list, inherited, run_dir(self.spec))?;
+        let process = Process::start(&self.program, &list, inherited, &self.spec.run_dir, "qemu")?;
         let monitor = Monitor::new(monitor).map_err(|source| QemuError::Monitor { during: "start", source })?;
         Ok(Running { process, monitor })
     }
-}
-
-fn run_dir(spec: &VmSpec) -> &Path {
-    &spec.run_dir
 }
 
 impl Running {
@@ -227,7 +195,7 @@ impl Running {
                 console_tail: String::new(),
             },
             // A panicking kernel resets the machine, and so does an orderly reboot.
-            Ok(status) if status.success() && was_reset && console_tail.contains("Kernel panic") => {
+            Ok(status) if status.success() && was_reset && ConsoleEnd::of(&console_tail) == ConsoleEnd::KernelPanic => {
                 failed("the guest's kernel panicked".to_owned())
             }
             Ok(status) if status.success() => VmExit::Stopped,

@@ -3,27 +3,19 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::kvm_probe::KvmVerdict;
+use vmm_host::{DiskError, ProcessError};
 
 /// Why no VM runs.
 #[derive(Debug, thiserror::Error)]
 pub enum QemuError {
-    #[error("QEMU is not installed: no program {tried:?} found")]
-    NoQemu { tried: String },
-    #[error("the kit has no {path}", path = path.display())]
-    NoKit { path: PathBuf, source: io::Error },
-    #[error("KVM was asked for, but {reason}", reason = .verdict.reason())]
-    NoKvm { verdict: KvmVerdict },
-    #[error("disk {path} is not there", path = path.display())]
-    NoDisk { path: PathBuf, source: io::Error },
-    #[error("disk {path} has {found} bytes, not {expected}", path = path.display())]
-    DiskSize { path: PathBuf, found: u64, expected: u64 },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     #[error("no space for a template in {path}: {free_mib} MiB free, {needed_mib} MiB needed", path = path.display())]
     NoSpace { path: PathBuf, free_mib: u64, needed_mib: u64 },
     #[error("cannot use {path}: {source}", path = path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error("cannot start {program}: {source}", program = program.display())]
-    Start { program: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Process(#[from] ProcessError),
     #[error("QEMU ended during {during}: {said}")]
     Ended { during: &'static str, said: String },
     #[error("QEMU refused `{command}`: {reason}")]
@@ -43,12 +35,7 @@ impl QemuError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NoQemu { .. } => Some("apt install qemu-system-x86, or name the program in III_QEMU".to_owned()),
-            Self::NoKit { .. } => Some("run `make kit`".to_owned()),
-            Self::NoKvm { .. } => Some("choose accel `auto` or `tcg` (slower, and a weaker boundary)".to_owned()),
-            Self::NoDisk { path, .. } | Self::DiskSize { path, .. } => {
-                Some(format!("remove {}: it is made again when it is needed", path.display()))
-            }
+            Self::Disk(error) => Some(error.hint()),
             Self::NoSpace { path, needed_mib, .. } => {
                 Some(format!("free {needed_mib} MiB on the file system of {}", path.display()))
             }
@@ -59,10 +46,7 @@ impl QemuError {
 
     /// Whether a cold boot could still work where restoring or making a template did not.
     pub(crate) fn spares_cold_boot(&self) -> bool {
-        !matches!(
-            self,
-            Self::NoQemu { .. } | Self::NoKit { .. } | Self::NoKvm { .. } | Self::NoDisk { .. } | Self::DiskSize { .. }
-        )
+        !matches!(self, Self::Disk(_))
     }
 }
 

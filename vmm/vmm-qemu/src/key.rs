@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use vmm_host::{Accel, Kit, KitIdentity, cpu_model, kernel_release};
 
-use crate::arguments::{Accel, HostEnds, Shape, Start, arguments};
+use crate::arguments::{HostEnds, Shape, Start, arguments};
 use crate::error::{QemuError, at};
-use crate::kit::{Kit, KitIdentity};
-use crate::kvm_probe::kernel_release;
 
 /// Changes whenever the meaning of a template's files changes.
 const FORMAT: u32 = 1;
@@ -86,13 +85,6 @@ impl Key {
     }
 }
 
-/// Model name of the host's first processor.
-pub(crate) fn cpu_model() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text.lines().find(|line| line.starts_with("model name"));
-    model.and_then(|line| line.split_once(':')).map_or_else(String::new, |(_, model)| model.trim().to_owned())
-}
-
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -102,12 +94,11 @@ mod tests {
     use super::*;
 
     fn kit(folder: &Path, kernel: &str) -> Kit {
-        for (name, text) in [
-            ("kernel", "k"),
-            ("initramfs", "i"),
-            ("kit.json", &*format!(r#"{{"kernel_sha256":"{kernel}","initramfs_sha256":"b","flavour":"iii"}}"#)),
-        ] {
-            fs::write(folder.join(name), text).unwrap();
+        let mut image = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0".to_vec();
+        image.resize(2 << 20, 0);
+        let about = format!(r#"{{"kernel_sha256":"{kernel}","initramfs_sha256":"b","flavour":"iii"}}"#);
+        for (name, content) in [("kernel", image), ("initramfs", b"i".to_vec()), ("kit.json", about.into_bytes())] {
+            fs::write(folder.join(name), content).unwrap();
         }
         Kit::open(folder).unwrap()
     }

@@ -11,22 +11,16 @@
 //! Always true:
 //! - QEMU never outlives the thread that called [`Driver::start`].
 //! - A template appears under its key complete or not at all, and holds nothing of any tenant.
-//! - A guest can write at most [`CONSOLE_LIMIT_BYTES`] of console to the host's disk.
 
 mod arguments;
 mod driver;
 mod error;
 mod full_disk;
 mod key;
-mod kit;
-mod kvm_probe;
-mod process;
 mod qmp;
 mod sys;
 mod template;
 mod tsc;
 
-pub use driver::{Driver, Running, Wires};
+pub use driver::{Driver, Running};
 pub use error::QemuError;
-pub use kvm_probe::{KvmVerdict, cached_verdict, probe_in_this_process};
-pub use process::CONSOLE_LIMIT_BYTES;

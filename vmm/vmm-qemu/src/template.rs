@@ -20,12 +20,11 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use vmm_host::{Kit, Process};
 
 use crate::arguments::{HostEnds, Start, arguments};
 use crate::error::{QemuError, at};
 use crate::key::{Key, hex};
-use crate::kit::Kit;
-use crate::process::Process;
 use crate::qmp::Monitor;
 
 /// Templates kept; beyond it the one used longest ago goes.
@@ -203,7 +202,7 @@ fn build(work: &Path, key: &Key, program: &Path, kit: &Kit) -> Result<(), QemuEr
     };
     let list = arguments(&key.shape, &ends, &Start::BootIntoFile(kit, &memory));
     let inherited = vec![ends.guest_fd, ends.net_fd, ends.monitor_fd];
-    let mut process = Process::start(program, &list, inherited, work)?;
+    let mut process = Process::start(program, &list, inherited, work, "qemu")?;
     drop((guest_end, net_end, monitor_end));
     let saved = save(&mut process, &mut guest, monitor, work, key);
     drop(net);

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::choice::{AccelChoice, DriverChoice};
+
 /// Size of the root disk as every guest sees it. A template's kernel remembers the capacity of its disks,
 /// so all images are presented with the same one; EROFS does not look at what lies behind its end.
 pub const ROOT_DISK_BYTES: u64 = 16 * 1024 * 1024 * 1024;
@@ -26,6 +28,7 @@ pub struct VmSpec {
     pub template_dir: PathBuf,
     pub memory: MemoryMib,
     pub vcpus: VcpuCount,
+    pub driver: DriverChoice,
     pub accel: AccelChoice,
     /// Read-only EROFS image, exactly [`ROOT_DISK_BYTES`] long (sparse); `/dev/vda` in the guest.
     pub root_disk: PathBuf,
@@ -49,16 +52,6 @@ pub enum TemplateUse {
     Never,
     /// Booted, and the template thrown away: a clone of it did not come up.
     Discard,
-}
-
-/// `auto` takes KVM when the probe ran guest instructions on it, else software emulation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AccelChoice {
-    #[default]
-    Auto,
-    Kvm,
-    Tcg,
 }
 
 /// The guest's side of the relay.

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vmm::{AccelChoice, MemoryMib, TemplateUse, VcpuCount, Vm, VmEvent, VmExit, VmSpec};
+use vmm::{AccelChoice, DriverChoice, MemoryMib, TemplateUse, VcpuCount, Vm, VmEvent, VmExit, VmSpec};
 
 struct Pretend {
     folder: tempfile::TempDir,
@@ -31,6 +31,7 @@ impl Pretend {
             template_dir: nowhere(),
             memory: MemoryMib::new(256).unwrap(),
             vcpus: VcpuCount::new(1).unwrap(),
+            driver: DriverChoice::Auto,
             accel: AccelChoice::Auto,
             root_disk: nowhere(),
             scratch_disk: nowhere(),

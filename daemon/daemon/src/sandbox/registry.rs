@@ -119,7 +119,7 @@ impl Sandboxes {
             BootProgress::Image(_) | BootProgress::Booting => {}
         };
         let machine = self.machines.boot(boot, &progress).await.map_err(boot_error)?;
-        info!(sandbox = %id, accel = machine.accel, restored = machine.restored, "sandbox created");
+        info!(sandbox = %id, driver = machine.driver, restored = machine.restored, "sandbox created");
         let sandbox = Sandbox {
             id,
             name: request.name.clone(),

@@ -161,16 +161,16 @@ impl Supervisor {
         info!(
             worker = self.teller.entry.name,
             pid = machine.pid(),
-            driver = machine.accel,
+            driver = machine.driver,
             restored = machine.restored,
             kernel = machine.kernel,
             boot_id = machine.boot_id,
             "VM of a worker is up"
         );
-        self.teller.log.note(&format!("VM up: {}, kernel {}", machine.accel, machine.kernel));
+        self.teller.log.note(&format!("VM up: {}, kernel {}", machine.driver, machine.kernel));
         self.teller.change(|report| {
             report.pid = Some(machine.pid());
-            report.driver = Some(machine.accel.clone());
+            report.driver = Some(machine.driver.clone());
             report.kernel = Some(machine.kernel.clone());
         });
         Ok(machine)

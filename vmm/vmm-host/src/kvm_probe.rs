@@ -15,7 +15,7 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_segment};
 use kvm_ioctls::{Kvm, VcpuExit};
 use serde::{Deserialize, Serialize};
 
-use crate::key::cpu_model;
+use crate::machine::{cpu_model, kernel_release};
 use crate::sys::GuestMemory;
 
 const DEVICE: &str = "/dev/kvm";
@@ -112,10 +112,6 @@ fn remembered(
         let _ = file.persist(&path);
     }
     cached.verdict
-}
-
-pub(crate) fn kernel_release() -> String {
-    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
 }
 
 fn unopened(errno: i32) -> KvmVerdict {

@@ -1,0 +1,237 @@
+//! Which driver runs a VM, and on what: the rule behind `driver: auto` and `accel: auto`.
+//!
+//! | KVM runs guests | QEMU installed | kernel fits | taken |
+//! |---|---|---|---|
+//! | yes | yes | QEMU | `qemu` on `kvm`: it restores templates, which is faster than any boot |
+//! | yes | no | libkrun | `libkrun` on `kvm`: nothing to install |
+//! | no | yes | QEMU | `qemu` on `tcg` |
+//!
+//! What a person names is taken or refused, never replaced.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use vmm::{AccelChoice, DriverChoice};
+
+use crate::kvm_probe::KvmVerdict;
+
+/// How instructions are executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    Kvm,
+    Tcg,
+}
+
+impl Accel {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriverKind {
+    Libkrun,
+    Qemu,
+}
+
+impl DriverKind {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Libkrun => "libkrun",
+            Self::Qemu => "qemu",
+        }
+    }
+}
+
+/// What was settled, and the reason for a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    pub driver: DriverKind,
+    pub accel: Accel,
+    pub why: String,
+}
+
+/// Why nothing fits.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChoiceError {
+    #[error("KVM was asked for, but {reason}", reason = .verdict.reason())]
+    NoKvm { verdict: KvmVerdict },
+    #[error("driver libkrun needs KVM, but {reason}", reason = .verdict.reason())]
+    LibkrunNeedsKvm { verdict: KvmVerdict },
+    #[error("driver libkrun runs on KVM only, not on accel `tcg`")]
+    LibkrunDoesNotEmulate,
+    #[error("the kit's kernel ({flavour}) does not boot under libkrun: it finds no devices without ACPI")]
+    KernelUnfit { flavour: String },
+    #[error("the kit's kernel ({flavour}) does not boot under QEMU's microvm: it has no ACPI")]
+    KernelUnfitForQemu { flavour: String },
+    #[error("QEMU is not installed: no program {tried:?} found")]
+    NoQemu { tried: String },
+}
+
+impl ChoiceError {
+    /// The next step for a person.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::NoKvm { .. } => "choose accel `auto` or `tcg` (slower, and a weaker boundary)".to_owned(),
+            Self::LibkrunNeedsKvm { .. } => "choose driver `auto` or `qemu`".to_owned(),
+            Self::LibkrunDoesNotEmulate => "choose driver `qemu`, or accel `auto`".to_owned(),
+            Self::KernelUnfit { .. } => "build our own kernel with `make kernel`, then `make kit`".to_owned(),
+            Self::KernelUnfitForQemu { .. } => "run `make kit` for a kernel that QEMU boots".to_owned(),
+            Self::NoQemu { .. } => "apt install qemu-system-x86, or name the program in III_QEMU".to_owned(),
+        }
+    }
+}
+
+/// QEMU's program: where it is, or what was looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QemuProgram {
+    Found(PathBuf),
+    Missing { tried: String },
+}
+
+impl QemuProgram {
+    /// `III_QEMU`, else `qemu-system-x86_64` in `PATH`.
+    #[must_use]
+    pub fn find() -> Self {
+        if let Some(named) = std::env::var_os("III_QEMU").filter(|value| !value.is_empty()) {
+            let path = PathBuf::from(&named);
+            return if path.is_file() {
+                Self::Found(path)
+            } else {
+                Self::Missing { tried: path.display().to_string() }
+            };
+        }
+        let name = "qemu-system-x86_64";
+        std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+            .map(|folder| folder.join(name))
+            .find(|path| path.is_file())
+            .map_or_else(|| Self::Missing { tried: name.to_owned() }, Self::Found)
+    }
+}
+
+/// What the kit's kernel can be booted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Boots<'a> {
+    pub flavour: &'a str,
+    pub qemu: bool,
+    pub libkrun: bool,
+}
+
+/// Applies the rule. `verdict` is asked for KVM only where it matters: the first time it costs a process.
+///
+/// # Errors
+/// [`ChoiceError`], each with a next step.
+pub fn choose(
+    driver: DriverChoice,
+    accel: AccelChoice,
+    boots: Boots<'_>,
+    qemu: &QemuProgram,
+    verdict: impl FnOnce() -> KvmVerdict,
+) -> Result<Choice, ChoiceError> {
+    let settled = |driver, accel, why: &str| Ok(Choice { driver, accel, why: why.to_owned() });
+    let qemu_fits = || match qemu {
+        QemuProgram::Missing { tried } => Err(ChoiceError::NoQemu { tried: tried.clone() }),
+        QemuProgram::Found(_) if boots.qemu => Ok(()),
+        QemuProgram::Found(_) => Err(ChoiceError::KernelUnfitForQemu { flavour: boots.flavour.to_owned() }),
+    };
+    let libkrun_fits =
+        || if boots.libkrun { Ok(()) } else { Err(ChoiceError::KernelUnfit { flavour: boots.flavour.to_owned() }) };
+    match (driver, accel) {
+        (DriverChoice::Libkrun, AccelChoice::Tcg) => Err(ChoiceError::LibkrunDoesNotEmulate),
+        (DriverChoice::Libkrun, _) => {
+            libkrun_fits()?;
+            match verdict() {
+                KvmVerdict::Works => settled(DriverKind::Libkrun, Accel::Kvm, "asked for"),
+                verdict => Err(ChoiceError::LibkrunNeedsKvm { verdict }),
+            }
+        }
+        (_, AccelChoice::Tcg) => {
+            qemu_fits()?;
+            settled(DriverKind::Qemu, Accel::Tcg, "emulation was asked for")
+        }
+        (driver, accel) => match verdict() {
+            KvmVerdict::Works => match qemu_fits() {
+                Ok(()) => settled(DriverKind::Qemu, Accel::Kvm, "KVM works, and QEMU restores VMs instead of booting"),
+                Err(_) if driver == DriverChoice::Auto => {
+                    libkrun_fits()?;
+                    settled(DriverKind::Libkrun, Accel::Kvm, "KVM works, and QEMU cannot be used here")
+                }
+                Err(error) => Err(error),
+            },
+            verdict if accel == AccelChoice::Kvm => Err(ChoiceError::NoKvm { verdict }),
+            verdict => {
+                qemu_fits()?;
+                settled(DriverKind::Qemu, Accel::Tcg, &format!("emulated, since {}", verdict.reason()))
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use DriverKind::{Libkrun, Qemu};
+
+    const BOTH: Boots<'_> = Boots { flavour: "iii", qemu: true, libkrun: true };
+    const DEBIAN: Boots<'_> = Boots { flavour: "debian-cloud", qemu: true, libkrun: false };
+    const KRUNFW: Boots<'_> = Boots { flavour: "libkrunfw", qemu: false, libkrun: true };
+
+    fn qemu(there: bool) -> QemuProgram {
+        if there { QemuProgram::Found("/q".into()) } else { QemuProgram::Missing { tried: "q".to_owned() } }
+    }
+
+    fn auto(boots: Boots<'_>, qemu_there: bool, verdict: KvmVerdict) -> Result<(DriverKind, Accel), ChoiceError> {
+        choose(DriverChoice::Auto, AccelChoice::Auto, boots, &qemu(qemu_there), || verdict)
+            .map(|choice| (choice.driver, choice.accel))
+    }
+
+    #[test]
+    fn auto_follows_the_table() {
+        assert_eq!(auto(BOTH, true, KvmVerdict::Works), Ok((Qemu, Accel::Kvm)));
+        assert_eq!(auto(BOTH, false, KvmVerdict::Works), Ok((Libkrun, Accel::Kvm)));
+        assert_eq!(auto(KRUNFW, true, KvmVerdict::Works), Ok((Libkrun, Accel::Kvm)));
+        assert_eq!(auto(DEBIAN, true, KvmVerdict::Works), Ok((Qemu, Accel::Kvm)));
+        assert_eq!(auto(BOTH, true, KvmVerdict::Absent), Ok((Qemu, Accel::Tcg)));
+        assert!(matches!(auto(BOTH, false, KvmVerdict::Absent), Err(ChoiceError::NoQemu { .. })));
+        assert!(matches!(auto(DEBIAN, false, KvmVerdict::Works), Err(ChoiceError::KernelUnfit { .. })));
+        assert!(matches!(auto(KRUNFW, true, KvmVerdict::Absent), Err(ChoiceError::KernelUnfitForQemu { .. })));
+    }
+
+    #[test]
+    fn what_is_named_is_taken_or_refused() {
+        let ask = |driver, accel, boots, verdict| choose(driver, accel, boots, &qemu(true), || verdict);
+        let taken = ask(DriverChoice::Libkrun, AccelChoice::Auto, BOTH, KvmVerdict::Works).unwrap();
+        assert_eq!((taken.driver, taken.accel), (Libkrun, Accel::Kvm));
+        let refused = |driver, accel, boots, verdict| ask(driver, accel, boots, verdict).unwrap_err();
+        assert!(matches!(
+            refused(DriverChoice::Libkrun, AccelChoice::Auto, BOTH, KvmVerdict::NoPermission),
+            ChoiceError::LibkrunNeedsKvm { verdict: KvmVerdict::NoPermission }
+        ));
+        assert_eq!(
+            refused(DriverChoice::Libkrun, AccelChoice::Tcg, BOTH, KvmVerdict::Works),
+            ChoiceError::LibkrunDoesNotEmulate
+        );
+        assert!(matches!(
+            refused(DriverChoice::Libkrun, AccelChoice::Kvm, DEBIAN, KvmVerdict::Works),
+            ChoiceError::KernelUnfit { .. }
+        ));
+        assert!(matches!(
+            refused(DriverChoice::Auto, AccelChoice::Kvm, BOTH, KvmVerdict::Absent),
+            ChoiceError::NoKvm { .. }
+        ));
+    }
+
+    #[test]
+    fn kvm_is_not_asked_about_where_emulation_was_asked_for() {
+        let choice = choose(DriverChoice::Auto, AccelChoice::Tcg, BOTH, &qemu(true), || panic!("asked"));
+        assert_eq!(choice.unwrap().accel, Accel::Tcg);
+    }
+}

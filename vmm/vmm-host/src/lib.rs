@@ -1,0 +1,30 @@
+//! The host as a driver finds it: whether KVM runs guests, which drivers can boot the kit's kernel, and how a VM's
+//! process is held.
+//!
+//! ```text
+//! KvmVerdict ┐
+//! Kit ───────┼─► choose ─► driver and accelerator, and why
+//! QEMU there?┘
+//! ```
+//! Knows `/dev/kvm`, the kit's files and child processes. Knows no driver's command line or library.
+//!
+//! Always true:
+//! - A child started as a [`Process`] never outlives the thread that started it, and leaves no core dump.
+//! - A guest can write at most [`CONSOLE_LIMIT_BYTES`] of console to the host's disk.
+
+mod choice;
+mod console;
+mod disks;
+mod kit;
+mod kvm_probe;
+mod machine;
+mod process;
+mod sys;
+
+pub use choice::{Accel, Boots, Choice, ChoiceError, DriverKind, QemuProgram, choose};
+pub use console::{CONSOLE_LIMIT_BYTES, ConsoleEnd, describe};
+pub use disks::{DiskError, check_disks};
+pub use kit::{Kit, KitError, KitIdentity};
+pub use kvm_probe::{KvmVerdict, cached_verdict, probe_in_this_process};
+pub use machine::{cpu_model, kernel_release};
+pub use process::{Process, ProcessError};
