@@ -24,6 +24,8 @@ pub(crate) struct SandboxConfig {
     pub(crate) custom_images: BTreeMap<String, String>,
     pub(crate) max_concurrent_exec_per_sandbox: u32,
     pub(crate) max_exec_timeout_ms: u64,
+    /// MiB of guests that are booted before anybody asks, where VMs cannot be restored; 0 is none.
+    pub(crate) warm_pool_mb: u32,
     /// `auto`, `libkrun` or `qemu`.
     pub(crate) driver: Option<String>,
     /// `auto`, `kvm` or `tcg`.
@@ -50,6 +52,7 @@ impl Default for SandboxConfig {
             custom_images: BTreeMap::new(),
             max_concurrent_exec_per_sandbox: 4,
             max_exec_timeout_ms: 300_000,
+            warm_pool_mb: 1024,
             driver: None,
             accel: None,
         }

@@ -13,7 +13,6 @@
 //! - No VM outlives this process, and this process does not outlive its engine.
 //! - A file of the image store is never given to a VM writable.
 
-mod boot_error;
 mod catalog;
 mod config;
 mod functions;
@@ -21,7 +20,6 @@ mod home;
 mod lifeline;
 mod machine;
 mod sandbox;
-mod scratch;
 mod serve;
 mod sys;
 mod worker;
@@ -39,7 +37,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::SandboxConfig;
 use crate::home::{Home, NotOwned};
-use crate::machine::Machines;
+use crate::machine::{Choices, Machines};
 use crate::serve::Project;
 
 #[derive(Parser)]
@@ -138,7 +136,11 @@ fn main() -> ExitCode {
         (_, None) => (None, None),
     };
     let choices = match vmm::settle_choices(driver, accel) {
-        Ok(choices) => choices,
+        Ok((driver, accel)) => {
+            // Workers have disks of their own: none can take another's place.
+            let warm_pool_mib = sandbox_config.as_ref().map_or(0, |config| config.warm_pool_mb);
+            Choices { driver, accel, warm_pool_mib }
+        }
         Err(error) => return fail(2, &format!("configuration: {error} ({})", error.hint())),
     };
     let machines = match Machines::new(home.clone(), port, common.vm_socket.clone(), choices) {

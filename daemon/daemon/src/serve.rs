@@ -29,12 +29,14 @@ pub(crate) struct Project {
 
 /// Serves `sandbox::*` until `stop`; then no sandbox is left.
 pub(crate) async fn sandboxes(config: SandboxConfig, machines: Arc<Machines>, client: Client, stop: CancellationToken) {
-    let sandboxes = Arc::new(Sandboxes::new(config, machines, client.clone()));
+    let sandboxes = Arc::new(Sandboxes::new(config, Arc::clone(&machines), client.clone()));
     functions::register_sandbox(&client, &sandboxes);
     let mut interval = tokio::time::interval(REAP);
     while stop.run_until_cancelled(interval.tick()).await.is_some() {
         sandboxes.reap().await;
+        machines.tend();
     }
+    machines.close();
     sandboxes.stop_all().await;
     client.shutdown().await;
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use test_rig::{Rig, eventually, kill, shared_home, wait_gone};
+use test_rig::{Feature, Rig, eventually, kill, shared_home, supported, wait_gone};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -38,6 +38,9 @@ fn refused(rig: &Rig, words: &[&str]) {
 
 #[test]
 fn without_qemu_the_error_names_the_package() {
+    if !supported(Feature::SeparateProgram) {
+        return;
+    }
     let rig = Rig::builder().sandboxes().env("III_QEMU", "/no/such/qemu").start();
     refused(&rig, &["/no/such/qemu", "qemu-system-x86"]);
 }
@@ -52,6 +55,9 @@ fn without_a_kernel_the_error_names_the_command() {
 
 #[test]
 fn a_damaged_template_falls_back_to_a_cold_boot() {
+    if !supported(Feature::Templates) {
+        return;
+    }
     let rig = Rig::builder().sandboxes().start();
     run(&rig).expect("a template is built");
     let templates = rig.home().join("templates").canonicalize().expect("templates");
@@ -76,22 +82,22 @@ fn a_damaged_template_falls_back_to_a_cold_boot() {
 
 #[test]
 fn a_killed_vm_is_reported_and_leaves_nothing() {
-    for program in ["qemu-system", "iii-vm"] {
+    for (what, victims) in [("guest's process", Rig::machines as fn(&Rig) -> _), ("supervisor", Rig::supervisors)] {
         let rig = Rig::builder().sandboxes().start();
         let created = rig.call("sandbox::create", &json!({ "image": "python" }));
-        let victims = rig.family_named(program);
-        let all = [rig.family_named("qemu-system"), rig.family_named("iii-vm")].concat();
+        let victims = victims(&rig);
+        let all = [rig.machines(), rig.supervisors()].concat();
         kill(victims.last().expect("a VM").pid, Signal::SIGKILL);
-        assert!(wait_gone(&all, PATIENCE).is_empty(), "{program}: {:#?}", rig.family());
+        assert!(wait_gone(&all, PATIENCE).is_empty(), "{what}: {:#?}", rig.family());
         let error = rig
             .trigger("sandbox::exec", &json!({ "sandbox_id": created["sandbox_id"], "argv": ["true"] }))
             .expect_err("the VM is gone");
-        assert!(["S002", "S004"].contains(&error["code"].as_str().unwrap_or("")), "{program}: {error}");
+        assert!(["S002", "S004"].contains(&error["code"].as_str().unwrap_or("")), "{what}: {error}");
         let clean = eventually(PATIENCE, || {
             let left = fs::read_dir(rig.home().join("run")).ok()?.flatten().any(|entry| entry.path().is_dir());
             (!left).then_some(())
         });
-        assert!(clean.is_some(), "{program}: a run directory is left");
+        assert!(clean.is_some(), "{what}: a run directory is left");
     }
 }
 
@@ -100,7 +106,7 @@ fn a_killed_engine_or_daemon_takes_its_vms_along() {
     for program in ["iii-engine", "iii-daemon sandboxes"] {
         let rig = Rig::builder().sandboxes().start();
         let _ = rig.call("sandbox::create", &json!({ "image": "python" }));
-        let machines = [rig.family_named("qemu-system"), rig.family_named("iii-vm")].concat();
+        let machines = [rig.machines(), rig.supervisors()].concat();
         assert!(machines.len() >= 2, "{machines:#?}");
         if program == "iii-engine" {
             let left = rig.kill_engine();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use test_rig::{Rig, eventually};
+use test_rig::{Feature, Rig, eventually, supported};
 
 const PATIENCE: Duration = Duration::from_secs(280);
 const WEB_SOCKET: &str = include_str!("guest/ws.py");
@@ -55,6 +55,9 @@ fn a_full_disk_of_images_refuses_the_image() {
 
 #[test]
 fn a_full_disk_of_templates_means_boots_instead_of_clones() {
+    if !supported(Feature::Templates) {
+        return;
+    }
     let rig = Rig::builder().sandboxes().small_disk("templates", "16m").start();
     let answer = run(&rig).unwrap_or_else(|error| panic!("{error:#}\n{}", rig.log()));
     assert_eq!(answer["stdout"], "ok\n");
@@ -80,6 +83,9 @@ fn fill(rig: &Rig, sandbox: &Value, mib: u32) -> Result<Value, Value> {
 
 #[test]
 fn a_disk_that_stays_full_ends_the_sandbox_and_says_why() {
+    if !supported(Feature::WaitsForSpace) {
+        return;
+    }
     let rig = Rig::builder().sandboxes().small_disk("run", "100m").start();
     let created = rig.call("sandbox::create", &json!({ "image": "python" }));
     let error = fill(&rig, &created["sandbox_id"], 200).expect_err("it does not fit");
@@ -92,6 +98,9 @@ fn a_disk_that_stays_full_ends_the_sandbox_and_says_why() {
 
 #[test]
 fn a_disk_that_has_space_again_in_time_costs_a_pause_and_no_more() {
+    if !supported(Feature::WaitsForSpace) {
+        return;
+    }
     let rig = Rig::builder().sandboxes().small_disk("run", "180m").start();
     let created = rig.call("sandbox::create", &json!({ "image": "python" }));
     let ballast = rig.inside("run").join("ballast");

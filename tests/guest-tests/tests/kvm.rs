@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use test_rig::{KvmDevice, Rig};
 
 fn emulated_because(device: KvmDevice, reason: &str) {
-    let rig = Rig::builder().sandboxes().kvm(device).start();
+    let rig = Rig::builder().sandboxes().env("III_DRIVER", "auto").kvm(device).start();
     let port = rig.port().to_string();
     let doctor = rig.iii_inside(&["doctor", "--json", "--port", &port]);
     assert_eq!(doctor.status, 0, "{doctor:?}");
@@ -15,7 +15,7 @@ fn emulated_because(device: KvmDevice, reason: &str) {
     assert!(kvm["found"].as_str().unwrap_or("").contains(reason), "{kvm}");
     assert!(kvm["hint"].as_str().unwrap_or("").contains("emulated"), "{kvm}");
     let created = rig.call("sandbox::create", &json!({ "image": "python" }));
-    let machines = rig.family_named("qemu-system");
+    let machines = rig.machines();
     assert!(machines.iter().any(|machine| machine.command.contains("-accel tcg")), "{machines:#?}");
     let request = json!({ "sandbox_id": created["sandbox_id"], "argv": ["echo", "emulated"] });
     assert_eq!(rig.call("sandbox::exec", &request)["stdout"], "emulated\n");

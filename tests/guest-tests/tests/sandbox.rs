@@ -178,8 +178,8 @@ fn thirty_sandboxes_at_once_all_answer_and_leave_nothing() {
     // The template exists from here on; thirty builds of it are not what this is about.
     let _ = rig.call("sandbox::run", &json!({ "image": "python", "code": "print(1)" }));
     // Its VM goes a moment after its answer.
-    let _ = eventually(Duration::from_secs(60), || rig.family_named("iii-vm").is_empty().then_some(()));
-    let before = rig.family_named("iii-vm").len();
+    let _ = eventually(Duration::from_secs(60), || rig.supervisors().is_empty().then_some(()));
+    let before = rig.supervisors().len();
     let ids: Vec<String> = thread::scope(|scope| {
         let running: Vec<_> = (0..30)
             .map(|number| {
@@ -194,13 +194,13 @@ fn thirty_sandboxes_at_once_all_answer_and_leave_nothing() {
             .collect();
         running.into_iter().map(|thread| thread.join().expect("a sandbox")).collect()
     });
-    let machines = rig.family_named("iii-vm");
-    assert_eq!(machines.len() - before, 30);
-    let emulators = rig.family_named("qemu-system");
+    let supervisors = rig.supervisors();
+    assert_eq!(supervisors.len() - before, 30);
+    let machines = rig.machines();
     for id in &ids {
         let _ = rig.call("sandbox::stop", &json!({ "sandbox_id": id, "wait": true }));
     }
-    let left = wait_gone(&[machines, emulators].concat(), Duration::from_secs(60));
+    let left = wait_gone(&[supervisors, machines].concat(), Duration::from_secs(60));
     assert!(left.is_empty(), "left running: {left:#?}");
     let dirs: Vec<_> =
         fs::read_dir(rig.home().join("run")).expect("run").flatten().filter(|e| e.path().is_dir()).collect();

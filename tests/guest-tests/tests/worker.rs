@@ -166,7 +166,7 @@ fn a_worker_survives_the_worker_daemon_and_a_crash_of_its_own() {
     assert!(answered.is_some(), "the worker did not start again\n{}", rig.log());
     let removed = rig.call("worker::remove", &json!({ "names": ["bare"], "yes": true }));
     assert_eq!(removed["removed"], json!(["bare"]));
-    let left = eventually(PATIENCE, || rig.family_named("iii-vm").is_empty().then_some(()));
+    let left = eventually(PATIENCE, || rig.supervisors().is_empty().then_some(()));
     assert!(left.is_some(), "{:#?}", rig.family());
 }
 

@@ -10,14 +10,17 @@
 //!
 //! Always true:
 //! - When a [`Rig`] is dropped, its processes are gone, or the test fails.
-//! - A test that lacks something on this machine fails and names it; none is skipped.
+//! - A test that lacks something on this machine fails and names it; none is skipped. What a driver cannot do by design
+//!   is told ([`supported`]) and stands in the table of drivers.
 
+mod driver;
 mod processes;
 mod registry;
 mod rig;
 pub mod sdk;
 mod view;
 
+pub use driver::{Driver, Feature, supported};
 pub use processes::{Process, descendants, eventually, kill, wait_gone};
 pub use registry::TestRegistry;
 pub use rig::{Answer, Rig, RigBuilder, shared_home};

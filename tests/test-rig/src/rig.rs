@@ -57,10 +57,18 @@ impl RigBuilder {
         self
     }
 
-    /// `iii-sandbox` with both base images allowed.
+    /// `iii-sandbox` with both base images allowed. No VM waits to be asked for, so that VMs can be counted.
     #[must_use]
     pub fn sandboxes(self) -> Self {
-        self.workers("  - name: iii-sandbox\n    config:\n      image_allowlist: [python, node]\n")
+        self.sandboxes_with("warm_pool_mb: 0")
+    }
+
+    /// As [`Self::sandboxes`], with one more line of its block.
+    #[must_use]
+    pub fn sandboxes_with(self, line: &str) -> Self {
+        self.workers(&format!(
+            "  - name: iii-sandbox\n    config:\n      image_allowlist: [python, node]\n      {line}\n"
+        ))
     }
 
     #[must_use]
@@ -167,6 +175,10 @@ impl RigBuilder {
     }
 }
 
+fn runs_a_guest(process: &Process) -> bool {
+    process.command.contains("qemu-system") || process.command.contains("iii-vm --libkrun")
+}
+
 impl Rig {
     #[must_use]
     pub fn builder() -> RigBuilder {
@@ -208,6 +220,18 @@ impl Rig {
     #[must_use]
     pub fn family_named(&self, text: &str) -> Vec<Process> {
         self.family().into_iter().filter(|process| process.command.contains(text)).collect()
+    }
+
+    /// The processes that look after a VM each.
+    #[must_use]
+    pub fn supervisors(&self) -> Vec<Process> {
+        self.family_named("iii-vm").into_iter().filter(|process| !runs_a_guest(process)).collect()
+    }
+
+    /// The processes in which guests run: QEMU's, or libkrun's.
+    #[must_use]
+    pub fn machines(&self) -> Vec<Process> {
+        self.family().into_iter().filter(runs_a_guest).collect()
     }
 
     /// The engine's and its daemons' log so far.
@@ -388,7 +412,7 @@ fn configure(engine: &mut Command, bin: &Path, home: &TempDir, project: &TempDir
     engine.stdout(log.try_clone().expect("a second descriptor of the log")).stderr(log);
 }
 
-fn bin_dir() -> PathBuf {
+pub(crate) fn bin_dir() -> PathBuf {
     std::env::var_os("III_BIN_DIR").map_or_else(
         || {
             // tests run as target/<profile>/deps/<test>

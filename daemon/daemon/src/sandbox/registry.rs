@@ -14,10 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::boot_error::BootError;
 use crate::catalog::PRESETS;
 use crate::config::SandboxConfig;
-use crate::machine::{BootProgress, BootRequest, Machine, Machines, Network, Scratch};
+use crate::machine::{BootError, BootProgress, BootRequest, Machine, Machines, Network, Scratch};
 use crate::sandbox::command::environment;
 
 /// How long the end of a VM may take to be told.
@@ -119,7 +118,7 @@ impl Sandboxes {
             BootProgress::Image(_) | BootProgress::Booting => {}
         };
         let machine = self.machines.boot(boot, &progress).await.map_err(boot_error)?;
-        info!(sandbox = %id, driver = machine.driver, restored = machine.restored, "sandbox created");
+        info!(sandbox = %id, driver = machine.driver, start = machine.start.name(), "sandbox created");
         let sandbox = Sandbox {
             id,
             name: request.name.clone(),

@@ -7,7 +7,7 @@ use daemon_api::WorkerError;
 use guest_protocol::SuperviseRequest;
 use oci::ImageConfig;
 
-use crate::boot_error::BootError;
+use crate::machine::BootError;
 use crate::machine::{BootRequest, GATEWAY, Network, Scratch, Watch as Progress};
 use crate::worker::disk;
 use crate::worker::environment;

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::boot_error::BootError;
+use crate::machine::BootError;
 use crate::machine::Machine;
 use crate::worker::host::Host;
 use crate::worker::job::Job;
@@ -162,7 +162,7 @@ impl Supervisor {
             worker = self.teller.entry.name,
             pid = machine.pid(),
             driver = machine.driver,
-            restored = machine.restored,
+            start = machine.start.name(),
             kernel = machine.kernel,
             boot_id = machine.boot_id,
             "VM of a worker is up"

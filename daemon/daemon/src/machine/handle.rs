@@ -1,0 +1,96 @@
+//! A guest that can be asked, and the VM around it.
+
+use std::fs::File;
+use std::time::Duration;
+
+use guest_client::{Adopted, Guest};
+use nix::fcntl::Flock;
+use oci::{Digest, ImageConfig, Rootfs};
+use vmm::{Vm, VmExit};
+
+use super::booted::Booted;
+use crate::home::RunDir;
+
+/// How a machine came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StartKind {
+    Booted,
+    /// From a template.
+    Restored,
+    /// It had been booted before anybody asked.
+    Waited,
+}
+
+impl StartKind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Booted => "booted",
+            Self::Restored => "restored",
+            Self::Waited => "waited",
+        }
+    }
+}
+
+/// A guest that can be asked. Dropping it kills the VM and removes what it had on the host.
+pub(crate) struct Machine {
+    pub(crate) guest: Guest,
+    pub(crate) image_config: ImageConfig,
+    pub(crate) image_digest: Digest,
+    pub(crate) boot_id: String,
+    pub(crate) kernel: String,
+    /// Such as `qemu on tcg`.
+    pub(crate) driver: String,
+    pub(crate) start: StartKind,
+    vm: Vm,
+    _scratch_lock: Option<Flock<File>>,
+    // Last, so that the directory goes after the VM.
+    _run: RunDir,
+}
+
+impl Machine {
+    pub(super) fn new(booted: Booted, adopted: Adopted, rootfs: &Rootfs, warm: bool) -> Self {
+        let start = match (warm, booted.restored) {
+            (true, _) => StartKind::Waited,
+            (false, true) => StartKind::Restored,
+            (false, false) => StartKind::Booted,
+        };
+        Self {
+            guest: booted.guest,
+            image_config: rootfs.config.clone(),
+            image_digest: rootfs.digest.clone(),
+            boot_id: adopted.boot_id,
+            kernel: adopted.kernel,
+            driver: booted.driver,
+            start,
+            vm: booted.vm,
+            _scratch_lock: booted.scratch_lock,
+            _run: booted.run,
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.vm.pid()
+    }
+
+    /// Waits until the VM is gone. Cancel safe.
+    pub(crate) async fn ended(&mut self) -> VmExit {
+        self.vm.wait().await
+    }
+
+    /// Lets the guest end its programs and sync its disks, at most `grace`; then kills what is left.
+    pub(crate) async fn stop(mut self, grace: Duration) {
+        let orderly = async {
+            let _ = self.guest.shutdown(grace).await;
+            self.vm.wait().await
+        };
+        if tokio::time::timeout(grace + Duration::from_secs(1), orderly).await.is_err() {
+            self.kill().await;
+        }
+    }
+
+    /// Ends the VM at once and waits until it is gone.
+    pub(crate) async fn kill(&mut self) {
+        self.vm.kill();
+        self.vm.wait().await;
+    }
+}
