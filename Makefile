@@ -18,12 +18,12 @@ test: setup-test
 	@$(MAKE) --no-print-directory kit images
 	@tests/run
 
-# The sandboxes' tests on a real /dev/kvm, in an emulated machine: six minutes for its kernel, once, and three to run.
+# The guests' tests on a real /dev/kvm, in an emulated machine: six minutes for its kernel, once.
 test-kvm: setup-test
 	@./setup rig
 	@$(MAKE) --no-print-directory kit images
 	@images/build-kernel $(TARGET)/rig-kernel rig
-	@tests/rig/sandboxes $(TARGET)/rig-kernel/vmlinux $(TARGET)/rig $(KIT)
+	@tests/rig/guest-tests $(TARGET)/rig-kernel/vmlinux $(TARGET)/rig $(KIT) libkrun
 
 # A table, and the same as JSON in tests/bench/results.json. AREAS="boot bus" measures only these.
 bench: setup-test build kit images

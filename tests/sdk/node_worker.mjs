@@ -2,7 +2,7 @@
 
 import { registerWorker } from 'iii-sdk'
 
-const CALLS = 10_000
+const CALLS = Number(process.env.III_TEST_CALLS ?? 10_000)
 const AT_ONCE = 64
 
 const iii = registerWorker(process.env.III_URL, { workerName: 'node-worker' })

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from iii import IIIInvocationError, InitOptions, register_worker
 
-CALLS = 10_000
+CALLS = int(os.environ.get("III_TEST_CALLS", "10000"))
 AT_ONCE = 32
 
 iii = register_worker(os.environ["III_URL"], InitOptions(worker_name="python-worker"))

@@ -44,7 +44,8 @@ impl Finding {
 
 pub(crate) async fn run(arguments: arguments::Doctor) -> Outcome {
     let home = home();
-    let mut findings = vec![programs(), qemu(), kvm(), kit(&home), images(&home), space(&home)];
+    let mut findings =
+        vec![programs(), qemu().optional(), kvm(), kit(&home), driver(&home), images(&home), space(&home)];
     findings.push(engine(&arguments.address).await);
     let bad = findings.iter().any(|finding| finding.needed && !finding.ok);
     if arguments.json {
@@ -101,9 +102,7 @@ fn qemu() -> Finding {
 
 /// By running a guest: a device that opens says nothing.
 fn kvm() -> Finding {
-    let verdict = Command::new(bin_dir().join("iii-vm")).arg("--probe").output();
-    let verdict: Value =
-        verdict.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or(Value::Null);
+    let verdict = ask_vm("--probe", &[]);
     let found = match verdict["verdict"].as_str() {
         Some("works") => return Finding::good("KVM", "runs guests: VMs use it".into()),
         Some("absent") => "there is no /dev/kvm".to_owned(),
@@ -126,17 +125,33 @@ fn kvm() -> Finding {
 
 fn kit(home: &Path) -> Finding {
     let kit = home.join("lib/kit");
-    let missing: Vec<&str> = ["kernel", "initramfs", "scratch.ext4", "kit.json"]
-        .into_iter()
-        .filter(|file| !kit.join(file).exists())
-        .collect();
-    if !missing.is_empty() {
-        return Finding::bad("kit", format!("{} not in {}", missing.join(", "), kit.display()), "run `make kit`");
+    if !kit.join("scratch.ext4").exists() {
+        return Finding::bad("kit", format!("scratch.ext4 not in {}", kit.display()), "run `make kit`");
     }
-    let about: Value =
-        fs::read(kit.join("kit.json")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-    let text = |field: &str| about[field].as_str().unwrap_or("unknown").to_owned();
-    Finding::good("kit", format!("guest kernel {} ({})", text("kernel_release"), text("flavour")))
+    let asked = ask_vm("--kit", &[&kit]);
+    let text = |field: &str| asked[field].as_str().unwrap_or("unknown").to_owned();
+    match asked["error"].as_str() {
+        None if asked.is_null() => Finding::bad("kit", "it could not be checked".into(), "run `make kit`"),
+        None => Finding::good("kit", format!("guest kernel {} ({}), as it was made", text("release"), text("flavour"))),
+        Some(error) => Finding::bad("kit", error.to_owned(), &text("hint")),
+    }
+}
+
+/// What a VM would run on, by the rule of `auto` or by what the environment names.
+fn driver(home: &Path) -> Finding {
+    let asked = ask_vm("--choice", &[&home.join("lib/kit"), &home.join("templates")]);
+    let text = |field: &str| asked[field].as_str().unwrap_or("unknown").to_owned();
+    match asked["error"].as_str() {
+        None if asked.is_null() => Finding::bad("driver", "iii-vm does not say".into(), "build it with `make build`"),
+        None => Finding::good("driver", format!("{} on {}: {}", text("driver"), text("accel"), text("why"))),
+        Some(error) => Finding::bad("driver", error.to_owned(), &text("hint")),
+    }
+}
+
+/// What `iii-vm` answers, also with an error; `null` when it does not answer.
+fn ask_vm(flag: &str, folders: &[&Path]) -> Value {
+    let output = Command::new(bin_dir().join("iii-vm")).arg(flag).args(folders).output();
+    output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or(Value::Null)
 }
 
 fn images(home: &Path) -> Finding {

@@ -8,6 +8,7 @@
 
 pub mod sandbox;
 mod sandbox_error;
+pub mod snapshot;
 pub mod worker;
 mod worker_error;
 

@@ -10,6 +10,7 @@ pub enum SandboxErrorKind {
     NotFound,
     ConcurrentExec,
     AlreadyStopped,
+    Paused,
     ImageNotInCatalog,
     RootfsMissing,
     AutoInstallFailed,
@@ -25,6 +26,11 @@ pub enum SandboxErrorKind {
     FsChannelAborted,
     BootFailed,
     ResourceLimit,
+    SnapshotNotFound,
+    SnapshotUnfit,
+    SnapshotDamaged,
+    SnapshotUnsupported,
+    SnapshotFailed,
 }
 
 impl SandboxErrorKind {
@@ -35,6 +41,7 @@ impl SandboxErrorKind {
             Self::NotFound => "S002",
             Self::ConcurrentExec => "S003",
             Self::AlreadyStopped => "S004",
+            Self::Paused => "S005",
             Self::ImageNotInCatalog => "S100",
             Self::RootfsMissing => "S101",
             Self::AutoInstallFailed => "S102",
@@ -49,18 +56,28 @@ impl SandboxErrorKind {
             Self::FsChannelAborted => "S218",
             Self::BootFailed => "S300",
             Self::ResourceLimit => "S400",
+            Self::SnapshotNotFound => "S500",
+            Self::SnapshotUnfit => "S501",
+            Self::SnapshotDamaged => "S502",
+            Self::SnapshotUnsupported => "S503",
+            Self::SnapshotFailed => "S504",
         }
     }
 
     #[must_use]
     pub fn category(self) -> &'static str {
         match self {
-            Self::InvalidRequest | Self::NotFound | Self::ConcurrentExec | Self::AlreadyStopped => "validation",
+            Self::InvalidRequest
+            | Self::NotFound
+            | Self::ConcurrentExec
+            | Self::AlreadyStopped
+            | Self::Paused
+            | Self::SnapshotNotFound => "validation",
             Self::ImageNotInCatalog | Self::ResourceLimit => "config",
-            Self::RootfsMissing => "internal",
+            Self::RootfsMissing | Self::SnapshotDamaged => "internal",
             Self::AutoInstallFailed | Self::FsChannelAborted => "transient",
             Self::ExecTimedOut => "execution",
-            Self::BootFailed => "platform",
+            Self::BootFailed | Self::SnapshotUnfit | Self::SnapshotUnsupported | Self::SnapshotFailed => "platform",
             Self::FsInvalidRequest
             | Self::FsNotFound
             | Self::FsParentNotFound
@@ -95,6 +112,12 @@ impl SandboxErrorKind {
             Self::ExecTimedOut => Some("raise timeout_ms or split the work"),
             Self::BootFailed => Some("`iii doctor` shows what this machine lacks"),
             Self::ResourceLimit => Some("stop a sandbox, or ask for less"),
+            Self::Paused => Some("resume it with sandbox::resume"),
+            Self::SnapshotNotFound => Some("snapshot::list shows the snapshots there are"),
+            Self::SnapshotUnfit => Some("it needs what it was made with: make another with what is there now"),
+            Self::SnapshotDamaged => Some("delete it with snapshot::delete"),
+            Self::SnapshotUnsupported => Some("choose driver `qemu`"),
+            Self::SnapshotFailed => Some("the sandbox goes on; see the message"),
             _ => None,
         };
         (Value::Null, note)

@@ -6,7 +6,7 @@ use engine_protocol::{ErrorBody, RegisterTrigger};
 use crate::router::{ConnId, Router};
 
 /// Functions of our daemons: a guest neither offers nor replaces them.
-const DAEMONS: [&str; 2] = ["worker::", "sandbox::"];
+const DAEMONS: [&str; 3] = ["worker::", "sandbox::", "snapshot::"];
 
 /// Of `worker::*`, what tells and changes nothing.
 const HARMLESS: [&str; 3] = ["worker::list", "worker::status", "worker::schema"];

@@ -1,7 +1,8 @@
-//! What `iii doctor` asks: which driver a VM would get here, and why.
+//! What `iii doctor` asks: which driver a VM would get here, and why; and whether the kit is whole.
 
 use std::path::Path;
 
+use serde_json::{Value, json};
 use vmm_host::Kit;
 
 /// Prints the choice as JSON, or what is in its way; `III_DRIVER` and `III_ACCEL` count as for the daemons.
@@ -10,9 +11,23 @@ pub(crate) fn print(kit: &Path, folder: &Path) -> ! {
         let (driver, accel) = vmm::settle_choices(None, None).map_err(|error| (error.to_string(), error.hint()))?;
         crate::driver::choice(driver, accel, &kit, folder).map_err(|error| (error.to_string(), error.hint()))
     });
-    let (answer, status) = match chosen {
-        Ok(choice) => (serde_json::json!(choice), 0),
-        Err((error, hint)) => (serde_json::json!({ "error": error, "hint": hint }), 1),
+    answer(chosen.map(|choice| json!(choice)))
+}
+
+/// Compares the kit's checksums, and prints which kernel it has.
+pub(crate) fn check_kit(kit: &Path) -> ! {
+    let checked = Kit::open(kit).and_then(|kit| kit.verify().map(|()| kit));
+    answer(
+        checked
+            .map(|kit| json!({ "flavour": kit.flavour, "release": kit.release }))
+            .map_err(|error| (error.to_string(), error.hint().to_owned())),
+    )
+}
+
+fn answer(answer: Result<Value, (String, String)>) -> ! {
+    let (answer, status) = match answer {
+        Ok(answer) => (answer, 0),
+        Err((error, hint)) => (json!({ "error": error, "hint": hint }), 1),
     };
     println!("{answer}");
     std::process::exit(status)

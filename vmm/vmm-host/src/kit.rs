@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::choice::Boots;
 
@@ -18,6 +19,8 @@ pub struct Kit {
     pub initramfs: PathBuf,
     pub identity: KitIdentity,
     pub flavour: String,
+    /// `uname -r` of its kernel.
+    pub release: String,
     boots: Vec<String>,
 }
 
@@ -37,6 +40,8 @@ struct About {
     identity: KitIdentity,
     #[serde(default)]
     flavour: String,
+    #[serde(default, rename = "kernel_release")]
+    release: String,
     /// Drivers that can boot the kernel; kits older than the second driver do not say.
     #[serde(default = "qemu_only")]
     boots: Vec<String>,
@@ -60,6 +65,8 @@ pub enum KitError {
     Length { path: PathBuf, found: u64, expected: u64 },
     #[error("{path} has {found} bytes: no kernel is that {size}", path = path.display())]
     KernelSize { path: PathBuf, found: u64, size: &'static str },
+    #[error("{path} is not what the kit was made with: its checksum is {found}, not {expected}", path = path.display())]
+    Checksum { path: PathBuf, found: String, expected: String },
     #[error("{path} is no ELF image for this processor: it begins with {begins:02x?}", path = path.display())]
     NotElf { path: PathBuf, begins: Vec<u8> },
 }
@@ -98,7 +105,23 @@ impl Kit {
         }
         check_kernel(&kernel, lengths.0)?;
         let identity = KitIdentity { lengths, ..said.identity };
-        Ok(Self { kernel, initramfs, identity, flavour: said.flavour, boots: said.boots })
+        Ok(Self { kernel, initramfs, identity, flavour: said.flavour, release: said.release, boots: said.boots })
+    }
+
+    /// Compares checksums: reads all of it, which takes longer than a restore.
+    ///
+    /// # Errors
+    /// [`KitError::Checksum`] names the file that differs.
+    pub fn verify(&self) -> Result<(), KitError> {
+        let files = [(&self.kernel, &self.identity.kernel_sha256), (&self.initramfs, &self.identity.initramfs_sha256)];
+        for (path, expected) in files {
+            let content = fs::read(path).map_err(|source| KitError::Missing { path: path.clone(), source })?;
+            let found: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+            if found != *expected {
+                return Err(KitError::Checksum { path: path.clone(), found, expected: expected.clone() });
+            }
+        }
+        Ok(())
     }
 
     /// Which drivers can boot its kernel.
@@ -156,6 +179,13 @@ mod tests {
         let about = r#"{"kernel_sha256":"a","initramfs_sha256":"b","kernel_bytes":5}"#;
         let (_folder, kit) = kit(about, 2 << 20);
         assert!(matches!(kit, Err(KitError::Length { expected: 5, .. })));
+    }
+
+    #[test]
+    fn a_kit_that_was_changed_has_another_checksum() {
+        let about = r#"{"kernel_sha256":"a","initramfs_sha256":"b"}"#;
+        let (_folder, kit) = kit(about, 2 << 20);
+        assert!(matches!(kit.unwrap().verify(), Err(KitError::Checksum { expected, .. }) if expected == "a"));
     }
 
     #[test]
