@@ -166,6 +166,13 @@ fn deliver(header: Header, body: &[u8], table: &Table, hello: &watch::Sender<Opt
         hello.send_replace(Some(said));
         return Ok(());
     }
+    match header.kind {
+        // Nobody asks for a rest yet.
+        Kind::Frozen => return Ok(()),
+        // They belong to no stream whose absence could excuse them.
+        Kind::Freeze | Kind::Thaw => return Err(format!("a guest does not send {:?} frames", header.kind)),
+        _ => {}
+    }
     // A frame for a closed stream crossed the end on the wire.
     let Some(queue) = table.streams().get(&header.stream.0).cloned() else { return Ok(()) };
     match header.kind {
@@ -185,7 +192,7 @@ fn deliver(header: Header, body: &[u8], table: &Table, hello: &watch::Sender<Opt
             }
             queue.input_credit.add_permits(more);
         }
-        Kind::Hello | Kind::Request | Kind::Input | Kind::Control => {
+        Kind::Hello | Kind::Request | Kind::Input | Kind::Control | Kind::Freeze | Kind::Frozen | Kind::Thaw => {
             return Err(format!("a guest does not send {:?} frames", header.kind));
         }
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use guest_protocol::{GuestFailure, Identity};
+use guest_protocol::{GuestFailure, Identity, Network};
 use nix::mount::{MsFlags, mount};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
@@ -27,10 +27,7 @@ const CA_VARIABLES: [&str; 5] =
 /// Entropy first: everything after it may draw random numbers, and a clone starts with its siblings' state.
 pub(crate) fn adopt(identity: &Identity) -> Result<(), GuestFailure> {
     step("seed the random source", || sys::seed_random(&identity.entropy))?;
-    step("set the clock", || {
-        let time = std::time::Duration::from_nanos(identity.unix_time_ns);
-        Ok(clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(time))?)
-    })?;
+    set_clock(identity.unix_time_ns)?;
     step("set the host name", || Ok(nix::unistd::sethostname(&identity.hostname)?))?;
     if let Some(network) = &identity.network {
         network::configure(network)?;
@@ -39,28 +36,37 @@ pub(crate) fn adopt(identity: &Identity) -> Result<(), GuestFailure> {
     step("furnish the root", root::furnish)?;
     // An image may lack /etc, or have odd things in it; no program fails for lack of these.
     tolerate("limit the memory", root::limit_memory(identity.memory_limit_bytes));
-    tolerate("write the identity", write_identity(identity));
+    let names = write_names(&identity.hostname, &identity.machine_id, identity.network.as_ref());
+    tolerate("write the identity", names);
     if let Some(bundle) = &identity.ca_bundle_pem {
         tolerate("install the certificate authorities", install_authorities(bundle));
     }
     Ok(())
 }
 
-fn step(what: &str, act: impl FnOnce() -> io::Result<()>) -> Result<(), GuestFailure> {
+pub(crate) fn set_clock(unix_time_ns: u64) -> Result<(), GuestFailure> {
+    step("set the clock", || {
+        let time = std::time::Duration::from_nanos(unix_time_ns);
+        Ok(clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(time))?)
+    })
+}
+
+pub(crate) fn step(what: &str, act: impl FnOnce() -> io::Result<()>) -> Result<(), GuestFailure> {
     act().map_err(|error| io_failure(what, &error))
 }
 
-fn tolerate(what: &str, result: io::Result<()>) {
+pub(crate) fn tolerate(what: &str, result: io::Result<()>) {
     if let Err(error) = result {
         boot::console(&format!("{what}: {error}"));
     }
 }
 
-fn write_identity(identity: &Identity) -> io::Result<()> {
+/// The files by which programs know who and where they are.
+pub(crate) fn write_names(hostname: &str, machine_id: &str, network: Option<&Network>) -> io::Result<()> {
     fs::create_dir_all("/etc")?;
-    network::replace("/etc/hostname", &format!("{}\n", identity.hostname))?;
-    network::replace("/etc/machine-id", &format!("{}\n", identity.machine_id))?;
-    network::write_name_files(&identity.hostname, identity.network.as_ref())
+    network::replace("/etc/hostname", &format!("{hostname}\n"))?;
+    network::replace("/etc/machine-id", &format!("{machine_id}\n"))?;
+    network::write_name_files(hostname, network)
 }
 
 fn install_authorities(bundle: &str) -> io::Result<()> {

@@ -3,10 +3,11 @@
 //! ```text
 //! channel ─► wire (one reader, one locked writer) ─► a thread per request
 //!                                                     ├─ adopt      identity, disks, network      (adopt, network, root)
+//!                                                     ├─ renew      a child's own identity        (renew, network)
 //!                                                     ├─ exec       one program                   (exec, life)
 //!                                                     ├─ supervise  one program, life after life  (supervise, life)
-//!                                                     ├─ files      list, read, write, ...        (files)
-//!                                                     └─ sync       a tar stream                  (sync)
+//!                                                     ├─ files      list, read, write, ...        (files, upload)
+//!                                                     └─ sync       a tar stream                  (sync, upload)
 //! reaper: the only caller of wait; tells each life when its process has ended
 //! ```
 //! Knows the guest's kernel and the frames of `guest-protocol`. Knows no host, driver or image format.
@@ -14,7 +15,8 @@
 //! Always true:
 //! - No request can end this process: a panic in PID 1 ends the kernel. A request that panics fails alone.
 //! - Before `Adopt`, everything that goes wrong is one line on the console: nobody else can be told.
-//! - A program's output is read only as fast as the host takes it.
+//! - A program's output is read only as fast as the host takes it; an orphan's, whose host is gone because this guest is
+//!   a child of the one that started it, as fast as it comes.
 
 mod adopt;
 pub mod boot;
@@ -23,11 +25,13 @@ mod files;
 mod life;
 mod network;
 mod reaper;
+mod renew;
 mod root;
 mod serve;
 mod supervise;
 mod sync;
 mod sys;
+mod upload;
 mod users;
 mod wire;
 

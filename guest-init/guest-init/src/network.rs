@@ -12,17 +12,28 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     Interface::open("lo")?.up()
 }
 
-/// Gives `eth0` its addresses. The template's interface is down and has another MAC.
+/// Gives `eth0` its addresses. A template's interface is down and has another MAC. A child's is up with its parent's
+/// address: taken down, it loses every route and neighbour, and the address below takes the place of the old one.
 pub(crate) fn configure(network: &Network) -> Result<(), GuestFailure> {
     let mac = parse_mac(&network.mac)
         .ok_or_else(|| failure(ErrorCode::Invalid, format!("`{}` is no MAC address", network.mac)))?;
     let step = |what: &'static str| move |error: io::Error| io_failure(format!("eth0: {what}"), &error);
     let mut interface = Interface::open("eth0").map_err(step("open"))?;
+    interface.down().map_err(step("take down"))?;
     interface.set_mac(mac).map_err(step("set the MAC address"))?;
     interface.set_mtu(network.mtu).map_err(step("set the MTU"))?;
     interface.set_address(network.address, network.prefix_len).map_err(step("set the address"))?;
     interface.up().map_err(step("bring up"))?;
     interface.default_route(network.gateway).map_err(step("set the default route"))
+}
+
+/// Leaves `eth0`, if there is one, without address and link.
+pub(crate) fn leave() -> io::Result<()> {
+    let mut interface = Interface::open("eth0")?;
+    match interface.down().and_then(|()| interface.clear_address()) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        left => left,
+    }
 }
 
 fn parse_mac(text: &str) -> Option<[u8; 6]> {
@@ -48,10 +59,12 @@ pub(crate) fn write_name_files(hostname: &str, network: Option<&Network>) -> io:
     replace("/etc/resolv.conf", &resolver)
 }
 
-/// Writes a file in place of whatever stands there.
+/// Puts a file in place of whatever stands there, at once: programs of a child may be reading it.
 pub(crate) fn replace(path: &str, content: &str) -> io::Result<()> {
-    let _ = fs::remove_file(path);
-    fs::write(path, content)
+    let next = format!("{path}.iii-new");
+    let _ = fs::remove_file(&next);
+    fs::write(&next, content)?;
+    fs::rename(&next, path)
 }
 
 #[cfg(test)]

@@ -9,22 +9,23 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use guest_protocol::{ErrorCode, GuestFailure, Header, Hello, Kind, PROTOCOL_VERSION, Reply, Request, StreamId};
+use guest_protocol::{ErrorCode, GuestFailure, Header, Hello, Kind, PROTOCOL_VERSION, Reply, Request};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::reaper::Reaper;
+use crate::upload::InputReader;
 use crate::users::Account;
-use crate::wire::{InputReader, Stream, Wire, failure, lock, wait};
-use crate::{adopt, boot, exec, files, supervise, sync};
+use crate::wire::{Stream, Wire, failure, lock, wait};
+use crate::{adopt, boot, exec, files, renew, supervise, sync};
 
 /// Where the services run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Platform {
     /// In a guest, as PID 1: mounts, devices and power are ours.
     Guest,
-    /// As an ordinary process: `Adopt` changes nothing of the machine, `Shutdown` ends the service.
+    /// As an ordinary process: nothing that is asked changes the machine, `Shutdown` ends the service.
     Process,
 }
 
@@ -34,6 +35,8 @@ pub struct Services {
     pub(crate) reaper: Reaper,
     base: Mutex<Base>,
     supervised: Mutex<bool>,
+    /// How many forks lie between this memory's first guest and this one.
+    forks: Mutex<u64>,
 }
 
 /// What `Adopt` said about every program.
@@ -51,7 +54,13 @@ impl Services {
     pub fn new(platform: Platform) -> Self {
         let base =
             Base { adopted: false, env: BTreeMap::new(), workdir: "/".into(), account: Account::root(), open_files: 0 };
-        Self { platform, reaper: Reaper::get(), base: Mutex::new(base), supervised: Mutex::new(false) }
+        Self {
+            platform,
+            reaper: Reaper::get(),
+            base: Mutex::new(base),
+            supervised: Mutex::new(false),
+            forks: Mutex::new(0),
+        }
     }
 
     pub(crate) fn base(&self) -> Base {
@@ -75,14 +84,47 @@ pub fn serve(channel: File, services: Services) {
     let services = Arc::new(services);
     let hello = Hello { version: PROTOCOL_VERSION, kernel: kernel_release() };
     let hello = serde_json::to_vec(&hello).unwrap_or_default();
-    if wire.send(StreamId(0), Kind::Hello, false, &hello).is_err() {
+    if wire.hello(&hello).is_err() {
         return;
     }
     let platform = services.platform;
     while let Some((header, body)) = next_frame(&mut reader, platform) {
+        let (header, body) = match header.kind {
+            Kind::Freeze => match stand_still(&wire, &mut reader, platform) {
+                Some(Woken::Same) => continue,
+                Some(Woken::Another(header, body)) => (header, body),
+                None => break,
+            },
+            _ => (header, body),
+        };
         dispatch(&wire, &services, header, body);
     }
     wire.cancel_all();
+}
+
+/// As whom a guest wakes that stood still.
+enum Woken {
+    Same,
+    /// A child; with the first frame of its host.
+    Another(Header, Vec<u8>),
+}
+
+/// Keeps the channel silent until the host says who this guest is from now on. The memory is saved meanwhile, so this
+/// returns once in the source, and once in every child.
+fn stand_still(wire: &Wire, reader: &mut File, platform: Platform) -> Option<Woken> {
+    let rest = wire.rest().ok()?;
+    loop {
+        let (header, body) = next_frame(reader, platform)?;
+        match header.kind {
+            Kind::Thaw => return Some(Woken::Same),
+            Kind::Request => {
+                rest.end_as_another();
+                return Some(Woken::Another(header, body));
+            }
+            // A host that keeps to the protocol says nothing else now.
+            _ => {}
+        }
+    }
 }
 
 pub(crate) fn kernel_release() -> String {
@@ -144,8 +186,10 @@ fn dispatch(wire: &Arc<Wire>, services: &Arc<Services>, header: Header, body: Ve
                 stream.order(order);
             }
         }
+        // The channel is not at rest, or the reader has seen to it.
+        Kind::Freeze | Kind::Thaw => {}
         // Only a guest says these.
-        Kind::Hello | Kind::Reply | Kind::Output | Kind::ErrorOutput => {}
+        Kind::Hello | Kind::Reply | Kind::Output | Kind::ErrorOutput | Kind::Frozen => {}
     }
 }
 
@@ -179,6 +223,10 @@ fn run(services: &Arc<Services>, stream: &Arc<Stream>, request: Request) {
         Request::Shutdown { grace_ms } => return shutdown(services, stream, Duration::from_millis(grace_ms)),
         Request::Adopt(_) if adopted => Err(failure(ErrorCode::Invalid, "this guest is adopted already")),
         Request::Adopt(identity) => adopted_as(services, &identity),
+        // It has no root file system yet that could be told, and no disks.
+        Request::Renew(_) if !adopted => Err(failure(ErrorCode::Invalid, "this guest was never adopted")),
+        Request::Renew(renewal) => renewed_as(services, &renewal),
+        Request::SetClock { unix_time_ns } => set_clock(services, unix_time_ns),
         Request::Exec(request) => return exec::run(services, stream, &request),
         Request::Supervise(request) => return supervise::run(services, stream, &request),
         Request::Sync { root, delete, replace, keep } => {
@@ -209,8 +257,29 @@ fn adopted_as(services: &Services, identity: &guest_protocol::Identity) -> Resul
         account,
         open_files: identity.open_files,
     };
+    Ok(myself())
+}
+
+fn renewed_as(services: &Services, renewal: &guest_protocol::Renewal) -> Result<Reply, GuestFailure> {
+    let mut forks = lock(&services.forks);
+    *forks += 1;
+    if services.platform == Platform::Guest {
+        renew::renew(renewal, *forks)?;
+    }
+    Ok(myself())
+}
+
+/// What a guest that has just become somebody says.
+fn myself() -> Reply {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    Ok(Reply::Adopted { kernel: kernel_release(), boot_id: boot_id.trim().to_owned(), version: PROTOCOL_VERSION })
+    Reply::Adopted { kernel: kernel_release(), boot_id: boot_id.trim().to_owned(), version: PROTOCOL_VERSION }
+}
+
+fn set_clock(services: &Services, unix_time_ns: u64) -> Result<Reply, GuestFailure> {
+    if services.platform == Platform::Guest {
+        adopt::set_clock(unix_time_ns)?;
+    }
+    Ok(Reply::Done)
 }
 
 fn shutdown(services: &Services, stream: &Stream, grace: Duration) {

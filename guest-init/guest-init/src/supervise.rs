@@ -59,12 +59,17 @@ fn supervise(services: &Services, stream: &Arc<Stream>, request: &SuperviseReque
 fn wait_for_order(stream: &Stream) -> bool {
     loop {
         stream.quiet();
+        let orphaned = stream.orphaned();
         while let Some(order) = stream.next_order() {
             match order {
                 Control::Restart => return true,
                 Control::Stop | Control::Cancel => return false,
                 Control::Resize(_) | Control::Signal { .. } => {}
             }
+        }
+        // Whoever could order a next life is gone; another host may want to supervise.
+        if orphaned {
+            return false;
         }
         if wait(&mut [PollFd::new(stream.wake(), PollFlags::POLLIN)], None).is_err() {
             return false;

@@ -112,6 +112,17 @@ impl Interface {
         self.call(libc::SIOCSIFNETMASK)
     }
 
+    /// Takes away the address that the interface has, if it has one; its other labels keep theirs.
+    pub(crate) fn clear_address(&mut self) -> io::Result<()> {
+        self.request.ifr_ifru.ifru_addr = socket_address(Ipv4Addr::UNSPECIFIED);
+        self.call(libc::SIOCSIFADDR)
+    }
+
+    pub(crate) fn down(&mut self) -> io::Result<()> {
+        self.request.ifr_ifru.ifru_flags = 0;
+        self.call(libc::SIOCSIFFLAGS)
+    }
+
     pub(crate) fn up(&mut self) -> io::Result<()> {
         self.request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
         self.call(libc::SIOCSIFFLAGS)

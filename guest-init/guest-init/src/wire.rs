@@ -2,9 +2,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use guest_protocol::{
@@ -21,12 +22,25 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The channel's two directions and the streams that are open on it.
 pub(crate) struct Wire {
     writer: Mutex<File>,
+    /// How often this memory has got another host. Changes only under `writer`, so that a sender which waited there for
+    /// its turn meets the new one.
+    generation: AtomicU64,
     streams: Mutex<HashMap<StreamId, Arc<Stream>>>,
+    /// Streams of earlier hosts, which no frame finds any more.
+    orphans: Mutex<Vec<Weak<Stream>>>,
+}
+
+/// A channel at rest: nothing is half sent, and nothing begins to be sent before this is dropped.
+pub(crate) struct Rest<'a> {
+    wire: &'a Wire,
+    _writer: MutexGuard<'a, File>,
 }
 
 /// One open request.
 pub(crate) struct Stream {
     id: StreamId,
+    /// Of the host that opened it.
+    generation: u64,
     wire: Arc<Wire>,
     state: Mutex<State>,
     /// Readable when `state` has changed; requests that poll descriptors poll this one too.
@@ -47,22 +61,31 @@ struct State {
 
 impl Wire {
     pub(crate) fn new(writer: File) -> Arc<Self> {
-        Arc::new(Self { writer: Mutex::new(writer), streams: Mutex::new(HashMap::new()) })
+        Arc::new(Self {
+            writer: Mutex::new(writer),
+            generation: AtomicU64::new(0),
+            streams: Mutex::new(HashMap::new()),
+            orphans: Mutex::new(Vec::new()),
+        })
     }
 
-    pub(crate) fn send(&self, stream: StreamId, kind: Kind, last: bool, body: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(body.len()).map_err(io::Error::other)?;
-        let mut frame = Vec::with_capacity(Header::BYTES + body.len());
-        frame.extend_from_slice(&Header { length, stream, kind, last }.to_bytes());
-        frame.extend_from_slice(body);
+    /// First words of a guest; everything later belongs to a stream.
+    pub(crate) fn hello(&self, body: &[u8]) -> io::Result<()> {
+        write_frame(&mut lock(&self.writer), StreamId(0), Kind::Hello, false, body)
+    }
+
+    /// Waits until the frame that is being sent is through, says `Frozen`, and lets nobody send after that.
+    pub(crate) fn rest(&self) -> io::Result<Rest<'_>> {
         let mut writer = lock(&self.writer);
-        write_all(&mut writer, &frame)
+        write_frame(&mut writer, StreamId(0), Kind::Frozen, false, &[])?;
+        Ok(Rest { wire: self, _writer: writer })
     }
 
     pub(crate) fn open(self: &Arc<Self>, id: StreamId) -> io::Result<Arc<Stream>> {
         let state = State { credit: u64::from(INITIAL_CREDIT), ..State::default() };
         let wake = EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_NONBLOCK)?;
-        let stream = Arc::new(Stream { id, wire: Arc::clone(self), state: Mutex::new(state), wake });
+        let generation = self.generation.load(Ordering::Acquire);
+        let stream = Arc::new(Stream { id, generation, wire: Arc::clone(self), state: Mutex::new(state), wake });
         lock(&self.streams).insert(id, Arc::clone(&stream));
         Ok(stream)
     }
@@ -73,10 +96,33 @@ impl Wire {
 
     /// Nobody reads any more: whatever runs is to end.
     pub(crate) fn cancel_all(&self) {
-        for stream in lock(&self.streams).values() {
+        let orphans: Vec<_> = lock(&self.orphans).iter().filter_map(Weak::upgrade).collect();
+        for stream in lock(&self.streams).values().chain(&orphans) {
             stream.order(Control::Cancel);
         }
     }
+}
+
+impl Rest<'_> {
+    /// The host that comes back is another one: this is a child. Whoever waits for the old one learns that it is gone.
+    pub(crate) fn end_as_another(self) {
+        self.wire.generation.fetch_add(1, Ordering::Release);
+        let left: Vec<_> = lock(&self.wire.streams).drain().map(|(_, stream)| stream).collect();
+        let mut orphans = lock(&self.wire.orphans);
+        orphans.retain(|stream| stream.strong_count() > 0);
+        for stream in left {
+            stream.change(|_| {});
+            orphans.push(Arc::downgrade(&stream));
+        }
+    }
+}
+
+fn write_frame(writer: &mut File, stream: StreamId, kind: Kind, last: bool, body: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(body.len()).map_err(io::Error::other)?;
+    let mut frame = Vec::with_capacity(Header::BYTES + body.len());
+    frame.extend_from_slice(&Header { length, stream, kind, last }.to_bytes());
+    frame.extend_from_slice(body);
+    write_all(writer, &frame)
 }
 
 /// As `write_all`, for a port that may be non-blocking or whose host end is away for a moment.
@@ -126,6 +172,21 @@ impl Stream {
         let _ = self.wake.write(1);
     }
 
+    /// Sends a frame of this stream. What an orphan says goes nowhere, and succeeds.
+    fn send(&self, kind: Kind, last: bool, body: &[u8]) -> io::Result<()> {
+        let mut writer = lock(&self.wire.writer);
+        // Looked at only now: the wait for the lock may have been the time in which the memory was saved.
+        if self.orphaned() {
+            return Ok(());
+        }
+        write_frame(&mut writer, self.id, kind, last, body)
+    }
+
+    /// Whether the host that opened it is gone while the guest goes on: nobody reads what it says, nothing more comes.
+    pub(crate) fn orphaned(&self) -> bool {
+        self.generation != self.wire.generation.load(Ordering::Acquire)
+    }
+
     pub(crate) fn grant(&self, bytes: u32) {
         self.change(|state| state.credit = state.credit.saturating_add(u64::from(bytes)));
     }
@@ -162,8 +223,11 @@ impl Stream {
         lock(&self.state).cancelled
     }
 
-    /// Room for output, at most one frame's worth.
+    /// Room for output, at most one frame's worth. An orphan always has it: its program must not stop for a lost reader.
     pub(crate) fn room(&self) -> usize {
+        if self.orphaned() {
+            return DATA_CHUNK_BYTES;
+        }
         usize::try_from(lock(&self.state).credit).unwrap_or(usize::MAX).min(DATA_CHUNK_BYTES)
     }
 
@@ -171,7 +235,7 @@ impl Stream {
     pub(crate) fn take_input(&self) -> Option<Vec<u8>> {
         let bytes = lock(&self.state).input.pop_front()?;
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let _ = self.wire.send(self.id, Kind::Credit, false, &length.to_le_bytes());
+        let _ = self.send(Kind::Credit, false, &length.to_le_bytes());
         Some(bytes)
     }
 
@@ -187,14 +251,14 @@ impl Stream {
             let mut state = lock(&self.state);
             state.credit = state.credit.saturating_sub(bytes.len() as u64);
         }
-        self.wire.send(self.id, kind, false, bytes)
+        self.send(kind, false, bytes)
     }
 
-    /// As [`Stream::output`], waiting for room as long as it takes.
+    /// As [`Stream::output`], waiting for room as long as it takes. An orphan's content is for nobody: it ends.
     pub(crate) fn output_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             self.quiet();
-            if self.cancelled() {
+            if self.cancelled() || self.orphaned() {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
             let room = self.room().min(bytes.len());
@@ -216,59 +280,23 @@ impl Stream {
             body = serde_json::to_vec(&failed).unwrap_or_default();
         }
         if last {
-            lock(&self.wire.streams).remove(&self.id);
+            self.leave();
         }
         // A channel that cannot be written to has lost its host; the reader finds out.
-        let _ = self.wire.send(self.id, Kind::Reply, last, &body);
+        let _ = self.send(Kind::Reply, last, &body);
+    }
+
+    /// Out of the table; a later stream of the same number stays.
+    fn leave(&self) {
+        let mut streams = lock(&self.wire.streams);
+        if streams.get(&self.id).is_some_and(|known| std::ptr::eq(Arc::as_ptr(known), self)) {
+            streams.remove(&self.id);
+        }
     }
 
     /// Closes the stream.
     pub(crate) fn finish(&self, result: Result<Reply, GuestFailure>) {
         self.reply(&result.unwrap_or_else(Reply::Failed), true);
-    }
-}
-
-/// The input of a stream as a reader: blocks, gives up after `IDLE` without a byte.
-pub(crate) struct InputReader<'a> {
-    stream: &'a Stream,
-    current: Vec<u8>,
-    taken: usize,
-}
-
-/// A host that says nothing for this long in the middle of an upload has gone away.
-const IDLE: Duration = Duration::from_secs(30);
-
-impl<'a> InputReader<'a> {
-    pub(crate) fn new(stream: &'a Stream) -> Self {
-        Self { stream, current: Vec::new(), taken: 0 }
-    }
-}
-
-impl Read for InputReader<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut waited = false;
-        while self.taken == self.current.len() {
-            self.stream.quiet();
-            if self.stream.cancelled() {
-                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the host gave up"));
-            }
-            if let Some(next) = self.stream.take_input() {
-                self.current = next;
-                self.taken = 0;
-            } else if self.stream.input_ended() {
-                return Ok(0);
-            } else if waited {
-                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "no input for 30 s"));
-            } else {
-                let mut descriptors = [PollFd::new(self.stream.wake(), PollFlags::POLLIN)];
-                wait(&mut descriptors, Some(IDLE))?;
-                waited = !descriptors[0].any().unwrap_or(false);
-            }
-        }
-        let length = buffer.len().min(self.current.len() - self.taken);
-        buffer[..length].copy_from_slice(&self.current[self.taken..self.taken + length]);
-        self.taken += length;
-        Ok(length)
     }
 }
 
@@ -290,4 +318,82 @@ pub(crate) fn io_failure(what: impl std::fmt::Display, error: &io::Error) -> Gue
         _ => ErrorCode::Io,
     };
     failure(code, format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn wire() -> (Arc<Wire>, UnixStream) {
+        let (host, guest) = UnixStream::pair().expect("a socket pair");
+        (Wire::new(File::from(OwnedFd::from(guest))), host)
+    }
+
+    /// What has been sent so far.
+    fn kinds(mut host: UnixStream) -> Vec<Kind> {
+        let mut bytes = Vec::new();
+        host.set_nonblocking(true).expect("a socket");
+        let end = host.read_to_end(&mut bytes).map_err(|error| error.kind());
+        assert_eq!(end, Err(io::ErrorKind::WouldBlock));
+        let mut left = bytes.as_slice();
+        let mut kinds = Vec::new();
+        while let Some((raw, rest)) = left.split_first_chunk() {
+            let header = Header::parse(raw).expect("a header");
+            kinds.push(header.kind);
+            left = &rest[header.length as usize..];
+        }
+        kinds
+    }
+
+    #[test]
+    fn what_waits_for_its_turn_at_a_rest_is_said_after_a_thaw_and_never_to_another_host() {
+        for (reborn, wanted) in [(false, &[Kind::Frozen, Kind::Output][..]), (true, &[Kind::Frozen][..])] {
+            let (wire, host) = wire();
+            let stream = wire.open(StreamId(1)).expect("a stream");
+            let rest = wire.rest().expect("a rest");
+            let sender = std::thread::spawn(move || stream.output(Kind::Output, b"text"));
+            if reborn {
+                rest.end_as_another()
+            } else {
+                drop(rest)
+            }
+            sender.join().expect("no panic").expect("sent, or for nobody");
+            assert_eq!(kinds(host), wanted);
+        }
+    }
+
+    #[test]
+    fn an_orphan_has_room_and_its_end_does_not_end_a_new_stream_of_its_number() {
+        let (wire, host) = wire();
+        let old = wire.open(StreamId(1)).expect("a stream");
+        lock(&old.state).credit = 0;
+        assert_eq!(old.room(), 0);
+        let waits = {
+            let old = Arc::clone(&old);
+            std::thread::spawn(move || old.output_all(b"more").map_err(|error| error.kind()))
+        };
+        wire.rest().expect("a rest").end_as_another();
+        assert_eq!(waits.join().expect("no panic"), Err(io::ErrorKind::ConnectionAborted));
+        assert_eq!((old.room(), wire.find(StreamId(1)).is_none()), (DATA_CHUNK_BYTES, true));
+        let new = wire.open(StreamId(1)).expect("a stream");
+        old.finish(Ok(Reply::Done));
+        assert!(wire.find(StreamId(1)).is_some_and(|found| Arc::ptr_eq(&found, &new)));
+        new.finish(Ok(Reply::Done));
+        assert!(wire.find(StreamId(1)).is_none());
+        assert_eq!(kinds(host), [Kind::Frozen, Kind::Reply]);
+    }
+
+    #[test]
+    fn the_end_of_the_channel_is_the_end_of_orphans_too() {
+        let (wire, _host) = wire();
+        let stream = wire.open(StreamId(1)).expect("a stream");
+        wire.rest().expect("a rest").end_as_another();
+        assert!(!stream.cancelled());
+        wire.cancel_all();
+        assert!(stream.cancelled());
+    }
 }

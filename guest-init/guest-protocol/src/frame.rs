@@ -34,6 +34,12 @@ pub enum Kind {
     Credit = 7,
     /// Host → guest: JSON `Control`.
     Control = 8,
+    /// Host → guest on stream 0, empty: come to rest, this memory is about to be saved.
+    Freeze = 9,
+    /// Guest → host on stream 0, empty: nothing is half sent, and nothing will be sent.
+    Frozen = 10,
+    /// Host → guest on stream 0, empty: go on as if nothing had happened.
+    Thaw = 11,
 }
 
 /// Why a header was refused.
@@ -107,6 +113,9 @@ impl TryFrom<u8> for Kind {
             6 => Self::ErrorOutput,
             7 => Self::Credit,
             8 => Self::Control,
+            9 => Self::Freeze,
+            10 => Self::Frozen,
+            11 => Self::Thaw,
             other => return Err(HeaderError::UnknownKind(other)),
         })
     }
@@ -129,6 +138,18 @@ mod tests {
         raw[0..4].copy_from_slice(&(MAX_BODY_BYTES + 1).to_le_bytes());
         raw[8] = 2;
         assert_eq!(Header::parse(&raw), Err(HeaderError::TooLong(MAX_BODY_BYTES + 1)));
+    }
+
+    #[test]
+    fn every_kind_is_read_as_the_number_it_is_written_as_and_no_other_number_is_a_kind() {
+        for number in 0..=u8::MAX {
+            match Kind::try_from(number) {
+                Ok(kind) => assert_eq!((kind as u8, (1..=11).contains(&number)), (number, true)),
+                Err(error) => {
+                    assert_eq!((error, (1..=11).contains(&number)), (HeaderError::UnknownKind(number), false))
+                }
+            }
+        }
     }
 
     proptest! {

@@ -22,6 +22,11 @@ pub enum Request {
     /// Turns the generic, waiting guest into this one: entropy, clock, identity, root file system,
     /// network. Exactly once, before anything below. → `Reply::Adopted`.
     Adopt(Box<Identity>),
+    /// Turns a guest that was adopted, and whose memory was another's, into itself: entropy, clock, names, network, boot
+    /// id. Then its programs are told. Disks and programs stay. → `Reply::Adopted`.
+    Renew(Box<Renewal>),
+    /// The host's wall clock, for a guest that stood still. → `Done`.
+    SetClock { unix_time_ns: u64 },
     /// Runs one program. → `Started`, output, `Exited`. `Input` is its standard input.
     Exec(Box<ExecRequest>),
     /// Keeps one long-running program alive until `Control::Stop`. → `Started` and `Exited` for each of
@@ -81,6 +86,31 @@ pub struct Identity {
     pub memory_limit_bytes: Option<u64>,
     /// Open files of each program.
     pub open_files: u64,
+}
+
+/// What a guest that starts from another's memory must not share with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// As [`Identity::entropy`]; never the same for two children.
+    pub entropy: Vec<u8>,
+    /// As [`Identity::unix_time_ns`].
+    pub unix_time_ns: u64,
+    pub hostname: String,
+    /// 32 lower-case hexadecimal digits, for `/etc/machine-id`.
+    pub machine_id: String,
+    /// `None`: loopback only; the parent's address and routes go.
+    pub network: Option<Network>,
+    pub origin: Origin,
+}
+
+/// Where a guest comes from; its programs read it in `/run/iii/fork.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The sandbox that this guest is from now on.
+    pub id: String,
+    /// The sandbox or snapshot whose memory it has.
+    pub parent: String,
+    pub forked_at_unix_ns: u64,
 }
 
 /// A block device, by the name the guest's kernel gives it.
@@ -234,7 +264,7 @@ pub struct GuestFailure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
-    /// The request makes no sense: a relative path, an empty command, a second `Adopt`.
+    /// The request makes no sense: a relative path, an empty command, a second `Adopt`, a `Renew` before the first.
     Invalid,
     NotFound,
     ParentNotFound,
