@@ -4,17 +4,19 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use guest_protocol::{
     Control, DATA_CHUNK_BYTES, GuestFailure, Header, HeaderError, Hello, Kind, Reply, Request, StreamId,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::queue::{Arrived, Queue};
+use crate::writer::{Hold, Rests, write};
 
 /// Frames that wait for the channel; beyond it, senders wait.
 const OUTBOUND_FRAMES: usize = 64;
@@ -31,6 +33,9 @@ pub enum GuestError {
     /// The channel has ended: the VM is gone, or going.
     #[error("the guest's channel is closed")]
     Closed,
+    /// It did not come to rest in this time: it is too busy to listen, or does not want to. It was told to go on.
+    #[error("the guest did not come to rest within {0:?}")]
+    NotFrozen(Duration),
     /// The guest broke the protocol; the connection was closed.
     #[error("the guest broke the protocol: {0}")]
     Broken(String),
@@ -43,6 +48,10 @@ pub(crate) struct Connection {
     next_stream: AtomicU32,
     hello: watch::Receiver<Option<Hello>>,
     ended: CancellationToken,
+    /// Asks the writer to stop sending for a while.
+    pub(crate) holds: mpsc::Sender<Hold>,
+    /// Whoever has the guest frozen, or wants to.
+    pub(crate) freezing: Arc<tokio::sync::Mutex<()>>,
     _stop: DropGuard,
 }
 
@@ -50,6 +59,7 @@ struct Table {
     streams: Mutex<HashMap<u32, Arc<Queue>>>,
     /// Why the connection ended, once it has.
     cause: Mutex<Option<GuestError>>,
+    rests: Arc<Rests>,
 }
 
 impl Table {
@@ -75,10 +85,13 @@ impl Connection {
         let (reader, writer) = UnixStream::from_std(channel)?.into_split();
         let (outbound, frames) = mpsc::channel(OUTBOUND_FRAMES);
         let (hello_in, hello) = watch::channel(None);
-        let table = Arc::new(Table { streams: Mutex::new(HashMap::new()), cause: Mutex::new(None) });
+        let (holds, holding) = mpsc::channel(1);
+        let rests = Arc::new(Rests::new());
+        let streams = Mutex::new(HashMap::new());
+        let table = Arc::new(Table { streams, cause: Mutex::new(None), rests: Arc::clone(&rests) });
         let stop = CancellationToken::new();
         let ended = CancellationToken::new();
-        tokio::spawn(stop.clone().run_until_cancelled_owned(write(writer, frames)));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(write(writer, frames, holding, rests, ended.clone())));
         let of_reader = Arc::clone(&table);
         let reader_ended = ended.clone();
         let reader_stop = stop.clone();
@@ -87,7 +100,16 @@ impl Connection {
             of_reader.end(cause.unwrap_or(GuestError::Closed));
             reader_ended.cancel();
         });
-        Ok(Arc::new(Self { outbound, table, next_stream: AtomicU32::new(1), hello, ended, _stop: stop.drop_guard() }))
+        Ok(Arc::new(Self {
+            outbound,
+            table,
+            next_stream: AtomicU32::new(1),
+            hello,
+            ended,
+            holds,
+            freezing: Arc::default(),
+            _stop: stop.drop_guard(),
+        }))
     }
 
     /// Resolves when the guest has said hello; never for a restored clone, whose hello was heard by its template.
@@ -116,15 +138,6 @@ impl Connection {
         let body = serde_json::to_vec(request).map_err(|error| GuestError::Request(error.to_string()))?;
         stream.send(Kind::Request, false, &body).await?;
         Ok(stream)
-    }
-}
-
-async fn write(mut writer: OwnedWriteHalf, mut frames: mpsc::Receiver<Vec<u8>>) {
-    while let Some(frame) = frames.recv().await {
-        if writer.write_all(&frame).await.is_err() {
-            // The reader finds out as well, and says so to everybody.
-            return;
-        }
     }
 }
 
@@ -167,8 +180,10 @@ fn deliver(header: Header, body: &[u8], table: &Table, hello: &watch::Sender<Opt
         return Ok(());
     }
     match header.kind {
-        // Nobody asks for a rest yet.
-        Kind::Frozen => return Ok(()),
+        Kind::Frozen => {
+            table.rests.heard();
+            return Ok(());
+        }
         // They belong to no stream whose absence could excuse them.
         Kind::Freeze | Kind::Thaw => return Err(format!("a guest does not send {:?} frames", header.kind)),
         _ => {}
@@ -327,7 +342,7 @@ impl StreamHandle {
     }
 }
 
-fn encode(stream: StreamId, kind: Kind, last: bool, body: &[u8]) -> Result<Vec<u8>, GuestError> {
+pub(crate) fn encode(stream: StreamId, kind: Kind, last: bool, body: &[u8]) -> Result<Vec<u8>, GuestError> {
     let length = u32::try_from(body.len())
         .ok()
         .filter(|length| *length <= guest_protocol::MAX_BODY_BYTES)

@@ -20,7 +20,7 @@ const MAX_LISTING_BYTES: usize = 16 * 1024 * 1024;
 
 /// A guest that can be asked. Clones are the same guest; the connection ends with the last of them.
 #[derive(Clone)]
-pub struct Guest(Arc<Connection>);
+pub struct Guest(pub(crate) Arc<Connection>);
 
 /// What a guest says about itself once it has become somebody.
 #[derive(Debug, Clone)]
@@ -28,6 +28,19 @@ pub struct Adopted {
     /// `uname -r`
     pub kernel: String,
     pub boot_id: String,
+}
+
+impl Adopted {
+    pub(crate) fn from_reply(reply: Reply) -> Result<Self, GuestError> {
+        match reply {
+            Reply::Adopted { kernel, boot_id, version: PROTOCOL_VERSION } => Ok(Self { kernel, boot_id }),
+            Reply::Adopted { version, .. } => Err(GuestError::Request(format!(
+                "the kit's init speaks version {version} of the guest protocol, this program version {PROTOCOL_VERSION}: \
+                 run `make kit`"
+            ))),
+            other => Err(unexpected(&other)),
+        }
+    }
 }
 
 /// What a program does, in order.
@@ -94,11 +107,11 @@ impl Guest {
         self.0.closed().await;
     }
 
-    async fn ask(&self, request: &Request) -> Result<Reply, GuestError> {
+    pub(crate) async fn ask(&self, request: &Request) -> Result<Reply, GuestError> {
         self.0.open(request).await?.reply().await
     }
 
-    async fn ask_done(&self, request: &Request) -> Result<(), GuestError> {
+    pub(crate) async fn ask_done(&self, request: &Request) -> Result<(), GuestError> {
         match self.ask(request).await? {
             Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
@@ -121,14 +134,7 @@ impl Guest {
     /// # Errors
     /// The step that failed, in the guest's words; the guest is of no use then.
     pub async fn adopt(&self, identity: Identity) -> Result<Adopted, GuestError> {
-        match self.ask(&Request::Adopt(Box::new(identity))).await? {
-            Reply::Adopted { kernel, boot_id, version: PROTOCOL_VERSION } => Ok(Adopted { kernel, boot_id }),
-            Reply::Adopted { version, .. } => Err(GuestError::Request(format!(
-                "the kit's init speaks version {version} of the guest protocol, this program version {PROTOCOL_VERSION}: \
-                 run `make kit`"
-            ))),
-            other => Err(unexpected(&other)),
-        }
+        Adopted::from_reply(self.ask(&Request::Adopt(Box::new(identity))).await?)
     }
 
     /// Starts a program. One that does not exist runs and exits with status 127, as in a shell.

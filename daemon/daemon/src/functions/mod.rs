@@ -115,6 +115,7 @@ fn guest_error(error: guest_client::GuestError) -> SandboxError {
         GuestError::Request(what) | GuestError::Broken(what) => {
             return SandboxError::new(Kind::FsIo, format!("fs i/o error: {what}"));
         }
+        GuestError::NotFrozen(_) => return SandboxError::new(Kind::FsIo, format!("fs i/o error: {error}")),
     };
     let (kind, prefix) = match failure.code {
         ErrorCode::Invalid => (Kind::FsInvalidRequest, ""),

@@ -58,7 +58,9 @@ fn guest_error(worker: &str, error: &GuestError) -> WorkerError {
             WorkerError::BadRequest { function_id: "worker::exec".into(), reason: failure.message.clone() }
         }
         GuestError::Closed => WorkerError::NotRunning { name: worker.to_owned() },
-        GuestError::Request(_) | GuestError::Broken(_) => WorkerError::Internal { message: error.to_string() },
+        GuestError::Request(_) | GuestError::Broken(_) | GuestError::NotFrozen(_) => {
+            WorkerError::Internal { message: error.to_string() }
+        }
     }
 }
 
