@@ -100,7 +100,7 @@ pub(crate) async fn boot(recipe: &Recipe<'_>) -> (Machine, Duration) {
         match tokio::time::timeout(PATIENCE, vm.next_event()).await.expect("the VM says something") {
             VmEvent::Running { restored, .. } => break restored,
             VmEvent::Exited(exit) => panic!("the VM ended: {exit:?}"),
-            VmEvent::BuildingTemplate | VmEvent::Warning { .. } => {}
+            _ => {}
         }
     };
     assert_eq!(restored, recipe.clone, "clone or cold boot, as asked");

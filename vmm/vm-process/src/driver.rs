@@ -1,20 +1,28 @@
 //! Both drivers behind one door.
 
 use std::path::Path;
+use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use vmm::{VmEvent, VmExit, VmSpec, Wires};
+use vmm::{
+    AccelChoice, DriverChoice, NoSnapshot, SnapshotInfo, TemplateUse, UnknownChoice, VmCommand, VmEvent, VmExit,
+    VmSpec, Wires,
+};
 use vmm_host::{Choice, ChoiceError, DriverKind, Kit, KitError, KvmVerdict, QemuProgram, cached_verdict, choose};
 use vmm_krun::KrunError;
 use vmm_qemu::QemuError;
 
-use crate::probe;
+use crate::{commands, probe};
 
 /// Why no driver runs the VM.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DriverError {
     #[error(transparent)]
     Kit(#[from] KitError),
+    #[error(transparent)]
+    Snapshot(#[from] NoSnapshot),
+    #[error("the snapshot cannot run here: {0}")]
+    TakenOn(#[from] UnknownChoice),
     #[error(transparent)]
     Choice(#[from] ChoiceError),
     #[error(transparent)]
@@ -27,6 +35,8 @@ impl DriverError {
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::Kit(error) => Some(error.hint().to_owned()),
+            Self::Snapshot(error) => error.hint(),
+            Self::TakenOn(error) => Some(error.hint()),
             Self::Choice(error) => Some(error.hint()),
             Self::Qemu(error) => error.hint(),
             Self::Krun(error) => error.hint(),
@@ -36,20 +46,31 @@ impl DriverError {
 
 /// A driver that can start its VM.
 pub(crate) enum Driver<'a> {
-    Qemu(vmm_qemu::Driver<'a>),
+    Qemu(Box<vmm_qemu::Driver<'a>>),
     Krun(vmm_krun::Driver<'a>),
 }
 
 /// A guest whose processors run.
 pub(crate) enum Running {
-    Qemu(vmm_qemu::Running),
+    Qemu(Box<vmm_qemu::Running>),
     Krun(vmm_krun::Running),
+}
+
+/// A snapshot runs where it was taken, or not at all.
+fn asked_for(spec: &VmSpec) -> Result<(DriverChoice, AccelChoice), DriverError> {
+    match &spec.template {
+        TemplateUse::Snapshot { folder, .. } => {
+            // No other driver takes any; QEMU's refuses what is not its own.
+            Ok((DriverChoice::Qemu, SnapshotInfo::read(folder)?.accel.parse()?))
+        }
+        TemplateUse::Clone | TemplateUse::Never | TemplateUse::Discard => Ok((spec.driver, spec.accel)),
+    }
 }
 
 /// What would run a VM of this description, on the verdict that `folder` remembers or a new one.
 pub(crate) fn choice(
-    driver: vmm::DriverChoice,
-    accel: vmm::AccelChoice,
+    driver: DriverChoice,
+    accel: AccelChoice,
     kit: &Kit,
     folder: &Path,
 ) -> Result<Choice, ChoiceError> {
@@ -60,11 +81,12 @@ pub(crate) fn choice(
 impl<'a> Driver<'a> {
     pub(crate) fn prepare(spec: &'a VmSpec) -> Result<Self, DriverError> {
         let kit = Kit::open(&spec.kit_dir)?;
-        let choice = choice(spec.driver, spec.accel, &kit, &spec.template_dir)?;
+        let (driver, accel) = asked_for(spec)?;
+        let choice = choice(driver, accel, &kit, &spec.template_dir)?;
         match (choice.driver, QemuProgram::find()) {
             (DriverKind::Libkrun, _) => Ok(Self::Krun(vmm_krun::Driver::prepare(spec)?)),
             (DriverKind::Qemu, QemuProgram::Found(program)) => {
-                Ok(Self::Qemu(vmm_qemu::Driver::prepare(spec, program, kit, choice.accel)?))
+                Ok(Self::Qemu(Box::new(vmm_qemu::Driver::prepare(spec, program, kit, choice.accel)?)))
             }
             (DriverKind::Qemu, QemuProgram::Missing { tried }) => Err(ChoiceError::NoQemu { tried }.into()),
         }
@@ -77,17 +99,20 @@ impl<'a> Driver<'a> {
         report: &mut dyn FnMut(VmEvent),
     ) -> Result<Running, DriverError> {
         match self {
-            Self::Qemu(driver) => Ok(Running::Qemu(driver.start(wires, since, report)?)),
+            Self::Qemu(driver) => Ok(Running::Qemu(Box::new(driver.start(wires, since, report)?))),
             Self::Krun(driver) => Ok(Running::Krun(driver.start(wires, since, report)?)),
         }
     }
 }
 
 impl Running {
-    pub(crate) fn wait(self, report: &mut dyn FnMut(VmEvent)) -> VmExit {
+    pub(crate) fn wait(self, commands: Receiver<VmCommand>, report: &mut dyn FnMut(VmEvent)) -> VmExit {
         match self {
-            Self::Qemu(running) => running.wait(report),
-            Self::Krun(running) => running.wait(),
+            Self::Qemu(running) => running.wait(commands, report),
+            Self::Krun(running) => {
+                commands::refuse(commands, DriverKind::Libkrun.name());
+                running.wait()
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `iii-vm`: one VM, from its description to its end.
 //!
 //! ```text
-//!            stdin: lifeline        3: guest channel
+//!   stdin: lifeline, commands        3: guest channel
 //!                 │                       │
 //! daemon ────► iii-vm ── driver ──► VM  ◄─┘        stdout: one VmEvent per line
 //!                 └── relay ◄─ frames ─┘           stderr: log
@@ -14,6 +14,7 @@
 //! - `Exited` is printed once, and last.
 
 mod choice;
+mod commands;
 mod driver;
 mod log;
 mod network;
@@ -25,10 +26,10 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::thread;
+use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use vmm::{VmExit, VmSpec, Wires};
+use vmm::{VmCommand, VmExit, VmSpec, Wires};
 use vmm_host::Kit;
 
 use crate::driver::{Driver, DriverError, Running};
@@ -78,7 +79,7 @@ fn main() {
 
 fn run(spec: &Path, since: Instant) -> ! {
     let exit = match start(spec, since) {
-        Ok(running) => running.wait(&mut |event| report::report(&event)),
+        Ok((running, commands)) => running.wait(commands, &mut |event| report::report(&event)),
         Err(failure) => {
             VmExit::Failed { reason: failure.to_string(), hint: failure.hint(), console_tail: String::new() }
         }
@@ -97,30 +98,16 @@ fn enter(spec: &Path, ends: &str) -> ! {
 }
 
 /// Runs on the main thread: the VM's process is killed when the thread that started it ends.
-fn start(spec: &Path, since: Instant) -> Result<Running, Failure> {
+fn start(spec: &Path, since: Instant) -> Result<(Running, Receiver<VmCommand>), Failure> {
     let guest = UnixStream::from(sys::guest_channel().map_err(Failure::GuestChannel)?);
     log::init();
-    follow_lifeline();
+    let commands = commands::follow();
     let spec = read_spec(spec)?;
     let driver = Driver::prepare(&spec)?;
     let (link, net) = UnixStream::pair().map_err(Failure::Link)?;
     network::serve(link, spec.network.as_ref())?;
-    Ok(driver.start(Wires { guest, net }, since, &mut |event| report::report(&event))?)
-}
-
-/// Ends this process, and with it the VM, when standard input closes.
-fn follow_lifeline() {
-    thread::spawn(|| {
-        let mut buffer = [0u8; 64];
-        let mut lifeline = std::io::stdin().lock();
-        loop {
-            match lifeline.read(&mut buffer) {
-                Ok(1..) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Ok(0) | Err(_) => report::end(VmExit::Stopped),
-            }
-        }
-    });
+    let running = driver.start(Wires { guest, net }, since, &mut |event| report::report(&event))?;
+    Ok((running, commands))
 }
 
 fn read_spec(path: &Path) -> Result<VmSpec, Failure> {

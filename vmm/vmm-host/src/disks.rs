@@ -32,8 +32,16 @@ impl DiskError {
 /// # Errors
 /// [`DiskError`] names the file.
 pub fn check_disks(spec: &VmSpec) -> Result<(), DiskError> {
-    check(&spec.root_disk, ROOT_DISK_BYTES)?;
+    check_root_disk(spec)?;
     check(&spec.scratch_disk, SCRATCH_DISK_BYTES)
+}
+
+/// As [`check_disks`], for a VM whose writable disk comes from elsewhere.
+///
+/// # Errors
+/// [`DiskError`] names the file.
+pub fn check_root_disk(spec: &VmSpec) -> Result<(), DiskError> {
+    check(&spec.root_disk, ROOT_DISK_BYTES)
 }
 
 fn check(path: &Path, expected: u64) -> Result<(), DiskError> {

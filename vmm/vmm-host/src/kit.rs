@@ -34,6 +34,17 @@ pub struct KitIdentity {
     lengths: (u64, u64),
 }
 
+impl KitIdentity {
+    /// What is not as in `other`, in words.
+    pub fn differences(&self, other: &Self) -> impl Iterator<Item = &'static str> {
+        let kernel = self.kernel_sha256 != other.kernel_sha256 || self.lengths.0 != other.lengths.0;
+        let initramfs = self.initramfs_sha256 != other.initramfs_sha256 || self.lengths.1 != other.lengths.1;
+        [(kernel, "the guest's kernel"), (initramfs, "the guest's initramfs")]
+            .into_iter()
+            .filter_map(|(differs, what)| differs.then_some(what))
+    }
+}
+
 #[derive(Deserialize)]
 struct About {
     #[serde(flatten)]

@@ -23,7 +23,7 @@ mod sys;
 
 pub use choice::{Accel, Boots, Choice, ChoiceError, DriverKind, QemuProgram, choose};
 pub use console::{CONSOLE_LIMIT_BYTES, ConsoleEnd, describe};
-pub use disks::{DiskError, check_disks};
+pub use disks::{DiskError, check_disks, check_root_disk};
 pub use kit::{Kit, KitError, KitIdentity};
 pub use kvm_probe::{KvmVerdict, cached_verdict, probe_in_this_process};
 pub use machine::{cpu_model, kernel_release};

@@ -11,6 +11,8 @@ use serde_json::json;
 use vmm::Wires;
 use vmm_host::{Accel, Kit};
 
+use crate::layers::{Layers, layer};
+
 /// Everything about a machine that its guest can see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Shape {
@@ -34,7 +36,7 @@ impl Shape {
 pub(crate) struct HostEnds<'a> {
     pub(crate) name: &'a str,
     pub(crate) root_disk: &'a Path,
-    pub(crate) scratch_disk: &'a Path,
+    pub(crate) scratch: &'a Layers,
     pub(crate) scratch_is_kept: bool,
     pub(crate) guest_fd: RawFd,
     pub(crate) net_fd: RawFd,
@@ -48,8 +50,10 @@ pub(crate) enum Start<'a> {
     Boot(&'a Kit),
     /// The kernel, with its memory in a file that others will map.
     BootIntoFile(&'a Kit, &'a Path),
-    /// A saved machine: `memory` is mapped privately, the rest comes over the monitor.
+    /// A template: `memory` is mapped privately, the rest comes over the monitor.
     Restore { memory: &'a Path },
+    /// A snapshot, likewise. Its state was written without the section that tells of the machine's configuration.
+    RestoreSnapshot { memory: &'a Path },
 }
 
 /// The whole command line, without the program.
@@ -63,7 +67,7 @@ pub(crate) fn arguments(shape: &Shape, ends: &HostEnds<'_>, start: &Start<'_>) -
     let memory_file = match start {
         Start::Boot(_) => None,
         Start::BootIntoFile(_, path) => Some((*path, true)),
-        Start::Restore { memory } => Some((*memory, false)),
+        Start::Restore { memory } | Start::RestoreSnapshot { memory } => Some((*memory, false)),
     };
     if let Some((path, share)) = memory_file {
         machine.push_str(",memory-backend=mem");
@@ -85,12 +89,8 @@ pub(crate) fn arguments(shape: &Shape, ends: &HostEnds<'_>, start: &Start<'_>) -
     add(&mut list, &["-device", "virtio-serial-device"]);
     add(&mut list, &["-chardev", &format!("socket,id=guest,fd={}", ends.guest_fd)]);
     add(&mut list, &["-device", &format!("virtserialport,chardev=guest,name={}", Wires::PORT_NAME)]);
-    for (node, path, read_only) in [("root", ends.root_disk, true), ("scratch", ends.scratch_disk, false)] {
-        let disk = json!({
-            "driver": "raw", "node-name": node, "read-only": read_only, "discard": "unmap",
-            "cache": {"no-flush": !ends.scratch_is_kept},
-            "file": {"driver": "file", "filename": path, "read-only": read_only, "discard": "unmap"},
-        });
+    let root = layer("raw", Some("root"), ends.root_disk, true, ends.scratch_is_kept);
+    for (node, disk) in [("root", root), ("scratch", ends.scratch.node(ends.scratch_is_kept))] {
         // A full disk on the host stops the machine: an error would end the guest's file system. See `full_disk.rs`.
         let device = format!("virtio-blk-device,drive={node},werror=enospc,rerror=report");
         add(&mut list, &["-blockdev", &disk.to_string(), "-device", &device]);
@@ -104,6 +104,9 @@ pub(crate) fn arguments(shape: &Shape, ends: &HostEnds<'_>, start: &Start<'_>) -
         }
         // The kernel is in the memory already; not loading it again saves a third of the restore.
         Start::Restore { .. } => add(&mut list, &["-incoming", "defer"]),
+        Start::RestoreSnapshot { .. } => {
+            add(&mut list, &["-incoming", "defer", "-global", "migration.send-configuration=off"]);
+        }
     }
     list
 }
@@ -132,16 +135,17 @@ mod tests {
         Shape { accel, memory_mib: 256, vcpus: 2, tsc_khz: 2_596_154 }
     }
 
-    fn ends(name: &'static str) -> HostEnds<'static> {
-        HostEnds {
+    fn list(accel: Accel, name: &str) -> Vec<String> {
+        let ends = HostEnds {
             name,
             root_disk: Path::new("/images/a,b.erofs"),
-            scratch_disk: Path::new("/run/s.ext4"),
+            scratch: &Layers::raw(Path::new("/run/s.ext4")),
             scratch_is_kept: true,
             guest_fd: 7,
             net_fd: 8,
             monitor_fd: 9,
-        }
+        };
+        arguments(&shape(accel), &ends, &Start::Restore { memory: Path::new("/t/memory") })
     }
 
     fn after<'a>(list: &'a [String], flag: &str) -> Vec<&'a str> {
@@ -150,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_clone_is_the_machine_of_its_template_without_a_kernel() {
-        let restore = arguments(&shape(Accel::Tcg), &ends("a"), &Start::Restore { memory: Path::new("/t/memory") });
+        let restore = list(Accel::Tcg, "a");
         assert_eq!(after(&restore, "-incoming"), ["defer"]);
         assert!(after(&restore, "-kernel").is_empty());
         assert!(after(&restore, "-object")[0].contains(r#""share":false"#));
@@ -161,15 +165,13 @@ mod tests {
 
     #[test]
     fn acceleration_chooses_the_processor() {
-        let start = Start::Restore { memory: Path::new("/t/memory") };
-        assert_eq!(after(&arguments(&shape(Accel::Kvm), &ends("a"), &start), "-cpu"), ["host"]);
-        assert_eq!(after(&arguments(&shape(Accel::Tcg), &ends("a"), &start), "-cpu"), ["max"]);
+        assert_eq!(after(&list(Accel::Kvm, "a"), "-cpu"), ["host"]);
+        assert_eq!(after(&list(Accel::Tcg, "a"), "-cpu"), ["max"]);
     }
 
     #[test]
     fn names_and_paths_cannot_add_options() {
-        let list =
-            arguments(&shape(Accel::Tcg), &ends("a,debug-threads=on"), &Start::Restore { memory: Path::new("/m") });
+        let list = list(Accel::Tcg, "a,debug-threads=on");
         assert_eq!(after(&list, "-name"), ["iii-a_debug-threads_on"]);
         let root: serde_json::Value = serde_json::from_str(after(&list, "-blockdev")[0]).unwrap();
         assert_eq!(root["file"]["filename"], "/images/a,b.erofs");

@@ -1,19 +1,24 @@
-//! From a spec to a running guest: restored from a template where possible, else booted.
+//! From a spec to a running guest: restored from a snapshot if that was asked for, from a template where possible, else
+//! booted.
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use vmm::{TemplateUse, VmEvent, VmExit, VmSpec, Wires};
-use vmm_host::{Accel, ConsoleEnd, Kit, Process, check_disks, describe};
+use vmm::{TemplateUse, VmEvent, VmSpec, Wires};
+use vmm_host::{Accel, Kit, Process, check_disks, check_root_disk};
 
 use crate::arguments::{HostEnds, Shape, Start, arguments};
 use crate::error::{QemuError, at};
-use crate::full_disk::FullDisk;
 use crate::key::Key;
-use crate::qmp::{Heard, Monitor};
+use crate::layers::Layers;
+use crate::qmp::Monitor;
+use crate::running::Running;
+use crate::saved::{DRIVER, Saved};
+use crate::take::Source;
 use crate::template::{Template, Templates, migration_capabilities};
 use crate::tsc;
 
@@ -27,13 +32,16 @@ pub struct Driver<'a> {
     program: PathBuf,
     kit: Kit,
     shape: Shape,
+    key: Key,
+    snapshot: Option<Saved>,
 }
 
-/// A guest whose processors run.
-#[derive(Debug)]
-pub struct Running {
-    process: Process,
-    monitor: Monitor,
+/// A saved machine's files.
+struct Files<'a> {
+    start: Start<'a>,
+    memory: File,
+    state: &'a File,
+    layers: Layers,
 }
 
 impl<'a> Driver<'a> {
@@ -42,15 +50,23 @@ impl<'a> Driver<'a> {
     /// # Errors
     /// [`QemuError`], with a hint where there is a next step.
     pub fn prepare(spec: &'a VmSpec, program: PathBuf, kit: Kit, accel: Accel) -> Result<Self, QemuError> {
-        check_disks(spec)?;
-        Templates::open(&spec.template_dir)?;
-        let shape = Shape {
-            accel,
-            memory_mib: spec.memory.mib(),
-            vcpus: spec.vcpus.get(),
-            tsc_khz: tsc::khz(&spec.template_dir),
+        let snapshot = match &spec.template {
+            TemplateUse::Snapshot { folder, .. } => Some(Saved::open(folder)?),
+            TemplateUse::Clone | TemplateUse::Never | TemplateUse::Discard => None,
         };
-        Ok(Self { spec, program, kit, shape })
+        // A snapshot brings its own writable disk.
+        if snapshot.is_some() {
+            check_root_disk(spec)?
+        } else {
+            check_disks(spec)?
+        }
+        Templates::open(&spec.template_dir)?;
+        let (memory, vcpus) =
+            snapshot.as_ref().map_or((spec.memory, spec.vcpus), |saved| (saved.info.memory, saved.info.vcpus));
+        let shape =
+            Shape { accel, memory_mib: memory.mib(), vcpus: vcpus.get(), tsc_khz: tsc::khz(&spec.template_dir) };
+        let key = Key::new(&program, &kit, &shape)?;
+        Ok(Self { spec, program, kit, shape, key, snapshot })
     }
 
     /// Starts the guest and reports its way there, [`VmEvent::Running`] last. QEMU dies with the calling thread.
@@ -58,12 +74,12 @@ impl<'a> Driver<'a> {
     /// # Errors
     /// [`QemuError`] when neither a restore nor a cold boot is possible.
     pub fn start(self, wires: Wires, since: Instant, report: &mut dyn FnMut(VmEvent)) -> Result<Running, QemuError> {
-        let restored = match self.spec.template {
-            TemplateUse::Clone => self.clone_template(&wires, report)?,
-            TemplateUse::Never => None,
-            TemplateUse::Discard => {
-                let name = Key::new(&self.program, &self.kit, &self.shape)?.name()?;
-                Templates::open(&self.spec.template_dir)?.remove(&name);
+        let restored = match (&self.spec.template, &self.snapshot) {
+            (TemplateUse::Snapshot { verify, .. }, Some(saved)) => Some(self.restore_snapshot(saved, *verify, &wires)?),
+            (TemplateUse::Clone, _) => self.clone_template(&wires, report)?,
+            (TemplateUse::Never | TemplateUse::Snapshot { .. }, _) => None,
+            (TemplateUse::Discard, _) => {
+                Templates::open(&self.spec.template_dir)?.remove(&self.key.name()?);
                 None
             }
         };
@@ -72,7 +88,7 @@ impl<'a> Driver<'a> {
             None => (self.boot(&wires)?, false),
         };
         report(VmEvent::Running {
-            driver: "qemu".to_owned(),
+            driver: DRIVER.to_owned(),
             accel: self.shape.accel.name().to_owned(),
             restored,
             driver_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -84,14 +100,14 @@ impl<'a> Driver<'a> {
     /// `None` when a cold boot should be tried instead; the reason was reported.
     fn clone_template(&self, wires: &Wires, report: &mut dyn FnMut(VmEvent)) -> Result<Option<Running>, QemuError> {
         let templates = Templates::open(&self.spec.template_dir)?;
-        let key = Key::new(&self.program, &self.kit, &self.shape)?;
+        let key = &self.key;
         let name = key.name()?;
         let template = match templates.find(&name) {
             Ok(Some(template)) => Ok(template),
-            Ok(None) => templates.make(&name, &key, &self.program, &self.kit, || report(VmEvent::BuildingTemplate)),
+            Ok(None) => templates.make(&name, key, &self.program, &self.kit, || report(VmEvent::BuildingTemplate)),
             Err(damaged) => Err(damaged),
         };
-        let restored = template.and_then(|template| self.restore(&template, wires));
+        let restored = template.and_then(|template| self.restore_template(&template, wires));
         match restored {
             Ok(running) => Ok(Some(running)),
             Err(error) if error.spares_cold_boot() => {
@@ -103,10 +119,38 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn restore(&self, template: &Template, wires: &Wires) -> Result<Running, QemuError> {
-        let state_fd = template.state.as_raw_fd();
-        let start = Start::Restore { memory: &template.memory };
-        let mut running = self.launch(wires, &start, &[state_fd])?;
+    fn restore_template(&self, template: &Template, wires: &Wires) -> Result<Running, QemuError> {
+        let files = Files {
+            start: Start::Restore { memory: &template.memory },
+            memory: template.memory_file.try_clone().map_err(at(&template.memory))?,
+            state: &template.state,
+            layers: Layers::raw(&self.spec.scratch_disk),
+        };
+        self.restore(files, wires, |reason| QemuError::Damaged { path: template.folder.clone(), reason })
+    }
+
+    /// There is no other way to this machine: what fails is an error.
+    fn restore_snapshot(&self, saved: &Saved, verify: bool, wires: &Wires) -> Result<Running, QemuError> {
+        let machine = saved.check(&self.key, &self.spec.root_disk, verify)?;
+        let layers = Layers::inherit(saved.folder(), &saved.info.disks, &self.spec.run_dir)
+            .map_err(|source| saved.not_linked(&self.spec.run_dir, source))?;
+        let files = Files {
+            start: Start::RestoreSnapshot { memory: &machine.memory },
+            memory: machine.memory_file,
+            state: &machine.state,
+            layers,
+        };
+        self.restore(files, wires, |reason| saved.damaged(reason))
+    }
+
+    fn restore(
+        &self,
+        files: Files<'_>,
+        wires: &Wires,
+        damaged: impl FnOnce(String) -> QemuError,
+    ) -> Result<Running, QemuError> {
+        let state_fd = files.state.as_raw_fd();
+        let mut running = self.launch(wires, &files.start, files.layers, Some(files.memory), &[state_fd])?;
         let deadline = Instant::now() + RESTORE_LIMIT;
         let monitor = &mut running.monitor;
         monitor.during("the restore");
@@ -129,13 +173,14 @@ impl<'a> Driver<'a> {
                 running.process.kill();
                 let _ = running.process.wait();
                 let reason = format!("{error} ({})", running.process.last_message());
-                Err(QemuError::Damaged { path: template.folder.clone(), reason })
+                Err(damaged(reason))
             }
         }
     }
 
     fn boot(&self, wires: &Wires) -> Result<Running, QemuError> {
-        let mut running = self.launch(wires, &Start::Boot(&self.kit), &[])?;
+        let layers = Layers::raw(&self.spec.scratch_disk);
+        let mut running = self.launch(wires, &Start::Boot(&self.kit), layers, None, &[])?;
         let monitor = &mut running.monitor;
         monitor.during("the boot");
         let booted = monitor
@@ -151,12 +196,19 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn launch(&self, wires: &Wires, start: &Start<'_>, more: &[i32]) -> Result<Running, QemuError> {
+    fn launch(
+        &self,
+        wires: &Wires,
+        start: &Start<'_>,
+        layers: Layers,
+        memory: Option<File>,
+        more: &[i32],
+    ) -> Result<Running, QemuError> {
         let (monitor, monitor_end) = UnixStream::pair().map_err(at("a socket pair"))?;
         let ends = HostEnds {
             name: &self.spec.name,
             root_disk: &self.spec.root_disk,
-            scratch_disk: &self.spec.scratch_disk,
+            scratch: &layers,
             scratch_is_kept: self.spec.scratch_is_kept,
             guest_fd: wires.guest.as_raw_fd(),
             net_fd: wires.net.as_raw_fd(),
@@ -167,40 +219,16 @@ impl<'a> Driver<'a> {
         inherited.extend_from_slice(more);
         let process = Process::start(&self.program, &list, inherited, &self.spec.run_dir, "qemu")?;
         let monitor = Monitor::new(monitor).map_err(|source| QemuError::Monitor { during: "start", source })?;
-        Ok(Running { process, monitor })
-    }
-}
-
-impl Running {
-    /// Waits for the end of the guest, reporting what a person should know meanwhile.
-    #[must_use]
-    pub fn wait(mut self, report: &mut dyn FnMut(VmEvent)) -> VmExit {
-        let (mut was_reset, mut disk) = (false, FullDisk::default());
-        self.monitor.follow(|heard| {
-            if let Heard::Event { name: "SHUTDOWN", data } = &heard {
-                was_reset = data["reason"] == "guest-reset" || data["reason"] == "guest-panic";
-            }
-            disk.heed(&heard, Instant::now(), |message| report(VmEvent::Warning { message }))
-        });
-        if disk.gave_up {
-            self.process.kill();
-        }
-        let status = self.process.wait();
-        let console_tail = self.process.console_tail();
-        let failed = |reason: String| VmExit::Failed { reason, hint: None, console_tail: console_tail.clone() };
-        match status {
-            _ if disk.gave_up => VmExit::Failed {
-                reason: "the disk that holds its files is full on the host".to_owned(),
-                hint: Some("free some space on the disk of III_HOME".to_owned()),
-                console_tail: String::new(),
-            },
-            // A panicking kernel resets the machine, and so does an orderly reboot.
-            Ok(status) if status.success() && was_reset && ConsoleEnd::of(&console_tail) == ConsoleEnd::KernelPanic => {
-                failed("the guest's kernel panicked".to_owned())
-            }
-            Ok(status) if status.success() => VmExit::Stopped,
-            Ok(status) => failed(format!("QEMU ended with {}: {}", describe(status), self.process.last_message())),
-            Err(error) => failed(format!("the end of QEMU could not be observed: {error}")),
-        }
+        let source = Source {
+            key: self.key.clone(),
+            root_disk: self.spec.root_disk.clone(),
+            run_dir: self.spec.run_dir.clone(),
+            layers,
+            disk_is_kept: self.spec.scratch_is_kept,
+            memory,
+            top_node: "scratch".to_owned(),
+            nodes_made: 0,
+        };
+        Ok(Running { process, monitor, source })
     }
 }

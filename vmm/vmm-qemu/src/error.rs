@@ -1,4 +1,5 @@
-//! What can go wrong before a guest runs, and what to do about it.
+//! What can go wrong before a guest runs, and what to do about it. For what goes wrong with a snapshot of one that does, see
+//! `take.rs`.
 
 use std::io;
 use std::path::PathBuf;
@@ -28,6 +29,14 @@ pub enum QemuError {
     NotHello { header: [u8; 12] },
     #[error("the template in {path} is damaged: {reason}", path = path.display())]
     Damaged { path: PathBuf, reason: String },
+    #[error(transparent)]
+    NoSnapshot(#[from] vmm::NoSnapshot),
+    #[error("the snapshot in {path} cannot run here; changed since it was taken: {}", differs.join(", "), path = path.display())]
+    UnfitSnapshot { path: PathBuf, differs: Vec<&'static str> },
+    #[error("the snapshot in {path} is damaged: {reason}", path = path.display())]
+    DamagedSnapshot { path: PathBuf, reason: String },
+    #[error("the disks of the snapshot in {path} cannot be linked into {run_dir}: {source}", path = path.display(), run_dir = run_dir.display())]
+    InheritDisks { path: PathBuf, run_dir: PathBuf, source: io::Error },
 }
 
 impl QemuError {
@@ -38,6 +47,12 @@ impl QemuError {
             Self::Disk(error) => Some(error.hint()),
             Self::NoSpace { path, needed_mib, .. } => {
                 Some(format!("free {needed_mib} MiB on the file system of {}", path.display()))
+            }
+            Self::NoSnapshot(error) => error.hint(),
+            Self::UnfitSnapshot { .. } => Some("create it anew and take another snapshot".to_owned()),
+            Self::DamagedSnapshot { .. } => Some("remove it and take another".to_owned()),
+            Self::InheritDisks { source, .. } if source.kind() == io::ErrorKind::CrossesDevices => {
+                Some("keep snapshots on the file system of the run directories".to_owned())
             }
             Self::TooSlow { .. } => Some("the machine may be overloaded; the guest's console is in the log".to_owned()),
             _ => None,

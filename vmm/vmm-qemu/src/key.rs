@@ -1,4 +1,4 @@
-//! What a template depends on, and so what it is called.
+//! What a template depends on, and so what it is called; a snapshot depends on the same.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,11 +6,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use vmm_host::{Accel, Kit, KitIdentity, cpu_model, kernel_release};
 
 use crate::arguments::{HostEnds, Shape, Start, arguments};
 use crate::error::{QemuError, at};
+use crate::layers::Layers;
 
 /// Changes whenever the meaning of a template's files changes.
 const FORMAT: u32 = 1;
@@ -58,7 +60,7 @@ impl Key {
         let ends = HostEnds {
             name: "",
             root_disk: Path::new("root"),
-            scratch_disk: Path::new("scratch"),
+            scratch: &Layers::raw(Path::new("scratch")),
             scratch_is_kept: false,
             guest_fd: 0,
             net_fd: 0,
@@ -76,6 +78,34 @@ impl Key {
             disks: (vmm::ROOT_DISK_BYTES, vmm::SCRATCH_DISK_BYTES),
             host: (shape.accel == Accel::Kvm).then(KvmHost::this),
         })
+    }
+
+    /// What is not as it was when a machine was saved, in words; nothing when it can run again. `saved` is a key as
+    /// it was written down.
+    pub(crate) fn differences(&self, saved: &Value) -> Vec<&'static str> {
+        let Ok(saved) = serde_json::from_value::<Self>(saved.clone()) else { return vec!["the format"] };
+        let (ours, theirs) = (&self.shape, &saved.shape);
+        let host = |key: &Self| key.host.clone().map(|host| (host.kernel, host.processors)).unzip();
+        let ((kernel, processors), (saved_kernel, saved_processors)) = (host(self), host(&saved));
+        let plain = [
+            (self.format != saved.format, "the format"),
+            (self.qemu != saved.qemu, "QEMU"),
+            (ours.accel != theirs.accel, "the acceleration"),
+            (ours.memory_mib != theirs.memory_mib, "the memory"),
+            (ours.vcpus != theirs.vcpus, "the number of processors"),
+            (ours.tsc_khz != theirs.tsc_khz, "the frequency of the processor's clock"),
+            (self.cpu_model != saved.cpu_model, "the processor's model"),
+            (self.disks != saved.disks, "the size of the disks"),
+            (kernel != saved_kernel, "the host's kernel"),
+            (processors != saved_processors, "the processor's features or microcode"),
+        ];
+        let plain = plain.into_iter().filter_map(|(differs, what)| differs.then_some(what));
+        let mut found: Vec<&str> = plain.chain(self.kit.differences(&saved.kit)).collect();
+        // They repeat much of the above; by themselves they differ only when this program has changed.
+        if found.is_empty() && self.arguments != saved.arguments {
+            found.push("the machine that iii-vm describes to QEMU");
+        }
+        found
     }
 
     /// The folder's name.
@@ -115,6 +145,26 @@ mod tests {
         let different = [key("a", 1, 1), key("b", 1, 1), key("a", 2, 1), key("a", 1, 2)];
         assert_eq!(different.iter().collect::<BTreeSet<_>>().len(), 4);
         assert_eq!(different[0].len(), 32);
+    }
+
+    #[test]
+    fn what_has_changed_since_a_machine_was_saved_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let shape = Shape { accel: Accel::Kvm, memory_mib: 256, vcpus: 1, tsc_khz: 1 };
+        let key = Key::new(Path::new("/proc/self/exe"), &kit(folder.path(), "a"), &shape).unwrap();
+        let differences = |change: &dyn Fn(&mut Key)| {
+            let mut saved = key.clone();
+            change(&mut saved);
+            key.differences(&serde_json::to_value(&saved).unwrap())
+        };
+        assert!(differences(&|_| ()).is_empty());
+        assert_eq!(differences(&|saved| saved.qemu.1 += 1), ["QEMU"]);
+        assert_eq!(differences(&|saved| saved.kit = kit(folder.path(), "b").identity), ["the guest's kernel"]);
+        let host = |kernel: &str, cpuinfo| Some(KvmHost::new(kernel.to_owned(), cpuinfo));
+        let other = differences(&|saved| saved.host = host("1", "flags: x"));
+        assert_eq!(other, ["the host's kernel", "the processor's features or microcode"]);
+        assert_eq!(differences(&|saved| saved.arguments.clear()), ["the machine that iii-vm describes to QEMU"]);
+        assert_eq!(key.differences(&Value::Null), ["the format"]);
     }
 
     #[test]

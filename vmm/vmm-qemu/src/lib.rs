@@ -4,23 +4,34 @@
 //! Driver::start ── template there? ── yes ─► QEMU -incoming ◄─ state, memory (private mapping) ─► running
 //!                        │ no                                                                        ▲
 //!                        └─► build: boot, wait for Hello, stop, save ── failed? ─► cold boot ────────┘
+//! Running::wait ── commands: pause, resume, snapshot ─► a folder from which others are restored
 //! ```
-//! Knows QEMU's command line, its monitor protocol and templates. Knows no network, image or guest protocol
+//! Knows QEMU's command line, its monitor protocol, templates and snapshots. Knows no network, image or guest protocol
 //! beyond the first frame a booted guest sends.
 //!
 //! Always true:
 //! - QEMU never outlives the thread that called [`Driver::start`].
 //! - A template appears under its key complete or not at all, and holds nothing of any tenant.
+//! - A snapshot appears under its name complete or not at all, and its source goes on whatever happens.
 
 mod arguments;
 mod driver;
 mod error;
 mod full_disk;
 mod key;
+mod layers;
+mod pages;
+mod qcow2;
 mod qmp;
+mod ram;
+mod running;
+mod saved;
+mod sparse;
 mod sys;
+mod take;
 mod template;
 mod tsc;
 
-pub use driver::{Driver, Running};
+pub use driver::Driver;
 pub use error::QemuError;
+pub use running::Running;

@@ -25,6 +25,7 @@ use vmm_host::{Kit, Process};
 use crate::arguments::{HostEnds, Start, arguments};
 use crate::error::{QemuError, at};
 use crate::key::{Key, hex};
+use crate::layers::Layers;
 use crate::qmp::Monitor;
 
 /// Templates kept; beyond it the one used longest ago goes.
@@ -55,6 +56,8 @@ struct Manifest {
 pub(crate) struct Template {
     pub(crate) folder: PathBuf,
     pub(crate) memory: PathBuf,
+    /// Open, since another may take the template away: the clone's memory is still what it was.
+    pub(crate) memory_file: File,
     pub(crate) state: File,
 }
 
@@ -95,10 +98,11 @@ impl Templates {
             return Err(damaged("state is not what was saved".to_owned()));
         }
         let state = File::open(&state).map_err(|error| damaged(format!("state: {error}")))?;
+        let memory_file = File::open(&memory).map_err(|error| damaged(format!("memory: {error}")))?;
         if let Ok(about) = OpenOptions::new().write(true).open(&about) {
             let _ = about.set_modified(SystemTime::now());
         }
-        Ok(Some(Template { folder, memory, state }))
+        Ok(Some(Template { folder, memory, memory_file, state }))
     }
 
     pub(crate) fn remove(&self, name: &str) {
@@ -194,7 +198,7 @@ fn build(work: &Path, key: &Key, program: &Path, kit: &Kit) -> Result<(), QemuEr
     let ends = HostEnds {
         name: "template",
         root_disk: &root,
-        scratch_disk: &scratch,
+        scratch: &Layers::raw(&scratch),
         scratch_is_kept: false,
         guest_fd: guest_end.as_raw_fd(),
         net_fd: net_end.as_raw_fd(),

@@ -1,5 +1,6 @@
 //! One VM as a child process.
 
+use std::collections::VecDeque;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
@@ -14,10 +15,10 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 
-use crate::{VmSpec, sys};
+use crate::{CommandError, CommandFailed, SnapshotTaken, VmCommand, VmSpec, sys};
 
 /// Longest line `iii-vm` may print; it parses what a guest sends, so it is not trusted further than needed.
 const MAX_EVENT_BYTES: usize = 64 * 1024;
@@ -36,11 +37,29 @@ pub enum VmEvent {
     BuildingTemplate,
     /// The guest's processors run. `accel` is `kvm` or `tcg`; `restored` says clone or cold boot;
     /// `driver_ms` is the time since `iii-vm` started.
-    Running { driver: String, accel: String, restored: bool, driver_ms: u64 },
+    Running {
+        driver: String,
+        accel: String,
+        restored: bool,
+        driver_ms: u64,
+    },
     /// Something a person should know, such as a template that could not be restored.
-    Warning { message: String },
+    Warning {
+        message: String,
+    },
+    /// Answers to a [`VmCommand`].
+    Paused,
+    Resumed,
+    Snapshotted(SnapshotTaken),
+    CommandFailed(CommandFailed),
     /// Comes once, and last.
     Exited(VmExit),
+}
+
+impl VmEvent {
+    fn is_answer(&self) -> bool {
+        matches!(self, Self::Paused | Self::Resumed | Self::Snapshotted(_) | Self::CommandFailed(_))
+    }
 }
 
 /// How a VM ended.
@@ -91,6 +110,12 @@ pub struct Vm {
     lifeline: Option<ChildStdin>,
     stdout: ChildStdout,
     unread: Vec<u8>,
+    /// Commands that `iii-vm` has not been given completely.
+    unsent: Vec<u8>,
+    asked: u64,
+    answered: u64,
+    /// What was said while an answer was awaited.
+    held_back: VecDeque<VmEvent>,
     killed: bool,
     exit: Option<VmExit>,
 }
@@ -127,6 +152,10 @@ impl Vm {
             lifeline: Some(lifeline),
             stdout,
             unread: Vec::new(),
+            unsent: Vec::new(),
+            asked: 0,
+            answered: 0,
+            held_back: VecDeque::new(),
             killed: false,
             exit: None,
         };
@@ -136,6 +165,38 @@ impl Vm {
     /// The next thing `iii-vm` says. The last is [`VmEvent::Exited`], also when `iii-vm` was killed;
     /// asking again after it repeats it. Safe to cancel.
     pub async fn next_event(&mut self) -> VmEvent {
+        match self.held_back.pop_front() {
+            Some(event) => event,
+            None => self.hear().await,
+        }
+    }
+
+    /// Sends `command` and waits for its answer, passing over those of commands whose caller did not wait.
+    pub(crate) async fn ask(&mut self, command: &VmCommand) -> Result<VmEvent, CommandError> {
+        self.unsent.extend(serde_json::to_vec(command).map_err(|_| CommandError::Confused)?);
+        self.unsent.push(b'\n');
+        self.asked += 1;
+        let mine = self.asked;
+        while !self.unsent.is_empty() {
+            let Some(lifeline) = &mut self.lifeline else { break };
+            match lifeline.write(&self.unsent).await {
+                Ok(written @ 1..) => drop(self.unsent.drain(..written)),
+                // It is about to end, and to say why.
+                Ok(0) | Err(_) => break,
+            }
+        }
+        loop {
+            match self.hear().await {
+                VmEvent::Exited(exit) => return Err(CommandError::Ended(exit)),
+                event if !event.is_answer() => self.held_back.push_back(event),
+                _ if self.answered < mine => {}
+                VmEvent::CommandFailed(failed) => return Err(failed.into()),
+                answer => return Ok(answer),
+            }
+        }
+    }
+
+    async fn hear(&mut self) -> VmEvent {
         loop {
             if let Some(exit) = &self.exit {
                 // The process may outlive its last line by a moment; it must not outlive the event.
@@ -150,7 +211,10 @@ impl Vm {
             if let Some(line) = self.take_line() {
                 match serde_json::from_slice(&line) {
                     Ok(VmEvent::Exited(exit)) => self.exit = Some(exit),
-                    Ok(event) => return event,
+                    Ok(event) => {
+                        self.answered += u64::from(event.is_answer() && self.answered < self.asked);
+                        return event;
+                    }
                     Err(error) => tracing::warn!(vm = %self.name, %error, "iii-vm printed something that is no event"),
                 }
                 continue;
@@ -176,7 +240,7 @@ impl Vm {
             match self.next_event().await {
                 VmEvent::Exited(exit) => return exit,
                 VmEvent::Warning { message } => tracing::warn!(vm = %self.name, "{message}"),
-                VmEvent::BuildingTemplate | VmEvent::Running { .. } => {}
+                _ => {}
             }
         }
     }

@@ -43,7 +43,7 @@ pub struct VmSpec {
 }
 
 /// How a VM comes to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TemplateUse {
     /// Restored from a template, which is made where there is none; booted where that fails.
@@ -52,6 +52,10 @@ pub enum TemplateUse {
     Never,
     /// Booted, and the template thrown away: a clone of it did not come up.
     Discard,
+    /// Restored from the snapshot in `folder`, or not at all. Memory, processors, acceleration and writable disk are
+    /// the snapshot's: what the description says of them is not looked at. `verify` reads the memory to its end first,
+    /// which one child of many needs to do.
+    Snapshot { folder: PathBuf, verify: bool },
 }
 
 /// The guest's side of the relay.

@@ -141,3 +141,42 @@ async fn a_process_that_lingers_after_its_last_event_is_killed() {
     let exit = tokio::time::timeout(Duration::from_secs(20), vm.wait()).await.expect("it ends");
     assert_eq!(exit, VmExit::Stopped);
 }
+
+const SNAPSHOT: &str = r#"{"event":"snapshotted","paused_us":1,"took_ms":2,"memory_bytes":3,"touched_bytes":4,"copied_paused_bytes":5,"disk_layers":1}"#;
+
+#[tokio::test]
+async fn commands_are_lines_and_what_is_said_before_the_answer_is_not_lost() {
+    let pretend = Pretend::new(&format!(
+        r#"read -r line; printf '%s' "$line" > "${{1%/*}}/heard"; echo '{{"event":"warning","message":"m"}}'
+        echo '{SNAPSHOT}'; read -r line; echo '{{"event":"paused"}}'; read -r gone"#
+    ));
+    let (mut vm, _guest) = pretend.start().await;
+    let request = vmm::SnapshotRequest { folder: PathBuf::from("/s"), leave_paused: true, durable: false };
+    let taken = vm.snapshot(request).await.unwrap();
+    assert_eq!((taken.paused_us, taken.disk_layers), (1, 1));
+    let heard = fs::read_to_string(pretend.spec().run_dir.join("heard")).unwrap();
+    assert_eq!(heard, r#"{"command":"snapshot","folder":"/s","leave_paused":true,"durable":false}"#);
+    vm.pause().await.unwrap();
+    assert_eq!(vm.next_event().await, VmEvent::Warning { message: "m".to_owned() });
+}
+
+#[tokio::test]
+async fn an_end_before_the_answer_is_an_error_and_is_repeated() {
+    let pretend = Pretend::new(r#"read -r line; echo '{"event":"exited","how":"stopped"}'"#);
+    let (mut vm, _guest) = pretend.start().await;
+    assert_eq!(vm.pause().await, Err(vmm::CommandError::Ended(VmExit::Stopped)));
+    assert_eq!(vm.next_event().await, VmEvent::Exited(VmExit::Stopped));
+    assert_eq!(vm.resume().await, Err(vmm::CommandError::Ended(VmExit::Stopped)));
+}
+
+#[tokio::test]
+async fn the_answer_to_a_cancelled_command_is_not_taken_for_the_next_ones() {
+    let pretend = Pretend::new(
+        r#"read -r line; read -r line; echo '{"event":"paused"}'
+        echo '{"event":"command_failed","command":"resume","kind":"failed","reason":"r","hint":null}'; read -r gone"#,
+    );
+    let (mut vm, _guest) = pretend.start().await;
+    assert!(tokio::time::timeout(Duration::from_millis(100), vm.pause()).await.is_err());
+    let Err(vmm::CommandError::Failed(failed)) = vm.resume().await else { panic!("it fails") };
+    assert_eq!(failed.to_string(), "cannot resume the VM: r");
+}

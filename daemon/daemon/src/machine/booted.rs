@@ -85,7 +85,7 @@ impl Booted {
                 Network::None => None,
                 Network::Open { worker } => Some(slot.relay(engine_port(machines, worker.as_deref()))),
             },
-            template: plan.template,
+            template: plan.template.clone(),
         };
         let prepared = Instant::now();
         let (mut vm, channel) =
@@ -106,6 +106,8 @@ async fn running(vm: &mut Vm, progress: Watch<'_>) -> Result<(String, bool), Boo
             VmEvent::BuildingTemplate => progress(BootProgress::BuildingTemplate),
             VmEvent::Warning { message } => progress(BootProgress::Warning(message)),
             VmEvent::Running { driver, accel, restored, .. } => return Ok((format!("{driver} on {accel}"), restored)),
+            // Answers to commands; none was given yet.
+            VmEvent::Paused | VmEvent::Resumed | VmEvent::Snapshotted(_) | VmEvent::CommandFailed(_) => {}
             VmEvent::Exited(exit) => return Err(BootError::ended(exit)),
         }
     }
