@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use self::sandbox::{
-    Download, Sandbox, SandboxCreate, SandboxExec, SandboxList, SandboxRun, SandboxStop, Upload,
+    Children, DeleteSnapshot, Download, Sandbox, SandboxCreate, SandboxExec, SandboxFork, SandboxList, SandboxRestore,
+    SandboxRun, SandboxSnapshot, SandboxStop, Upload,
 };
 pub(crate) use self::worker::{Add, Clear, Exec, List, Logs, Remove, Start, Status, Stop, Validate, Worker};
 

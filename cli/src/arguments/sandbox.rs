@@ -20,6 +20,20 @@ pub(crate) enum Sandbox {
     List(SandboxList),
     /// Stop a sandbox.
     Stop(SandboxStop),
+    /// Save a sandbox as it is, programs and memory included, and print the snapshot's id.
+    Snapshot(SandboxSnapshot),
+    /// Make sandboxes that go on where a snapshot was taken, and print their ids.
+    Restore(SandboxRestore),
+    /// Make sandboxes that go on where another one is, and print their ids.
+    Fork(SandboxFork),
+    /// Make a sandbox stand still.
+    Pause(SandboxStop),
+    /// Let a paused sandbox go on.
+    Resume(SandboxStop),
+    /// List snapshots.
+    Snapshots(SandboxList),
+    /// Delete a snapshot; sandboxes made of it go on.
+    DeleteSnapshot(DeleteSnapshot),
     /// Copy a file into a sandbox; `-` is standard input.
     Upload(Upload),
     /// Copy a file out of a sandbox; `-` is standard output.
@@ -34,6 +48,12 @@ impl Sandbox {
             Self::Run(run) => &run.create.to,
             Self::List(list) => &list.to,
             Self::Stop(stop) => &stop.to,
+            Self::Snapshot(snapshot) => &snapshot.to,
+            Self::Restore(restore) => &restore.to,
+            Self::Fork(fork) => &fork.to,
+            Self::Pause(one) | Self::Resume(one) => &one.to,
+            Self::Snapshots(list) => &list.to,
+            Self::DeleteSnapshot(delete) => &delete.to,
             Self::Upload(upload) => &upload.to,
             Self::Download(download) => &download.to,
         }
@@ -108,6 +128,62 @@ pub(crate) struct SandboxList {
 pub(crate) struct SandboxStop {
     /// Id of the sandbox, as `create` printed it.
     pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) to: To,
+}
+
+#[derive(Args)]
+pub(crate) struct SandboxSnapshot {
+    /// Id of the sandbox, as `create` printed it.
+    pub(crate) id: String,
+    /// Another way to name the snapshot.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) to: To,
+}
+
+#[derive(Args)]
+pub(crate) struct SandboxRestore {
+    /// Id or name of the snapshot.
+    pub(crate) snapshot: String,
+    #[command(flatten)]
+    pub(crate) children: Children,
+    #[command(flatten)]
+    pub(crate) to: To,
+}
+
+#[derive(Args)]
+pub(crate) struct SandboxFork {
+    /// Id of the sandbox, as `create` printed it.
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) children: Children,
+    #[command(flatten)]
+    pub(crate) to: To,
+}
+
+/// What new sandboxes are to be.
+#[derive(Args)]
+pub(crate) struct Children {
+    /// How many.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) count: u32,
+    /// A label.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Stop each after this long without use, such as `30s` or `10m`.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) idle_timeout: Option<Duration>,
+    /// Environment variable of commands that are run there, `NAME=value`.
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = variable)]
+    pub(crate) env: Vec<(String, String)>,
+}
+
+#[derive(Args)]
+pub(crate) struct DeleteSnapshot {
+    /// Id or name of the snapshot.
+    pub(crate) snapshot: String,
     #[command(flatten)]
     pub(crate) to: To,
 }

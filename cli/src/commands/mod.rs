@@ -4,6 +4,7 @@ mod doctor;
 pub(crate) mod engine;
 mod sandbox;
 mod sandbox_files;
+mod sandbox_snapshot;
 mod trigger;
 mod trigger_help;
 mod worker_add;
@@ -48,6 +49,13 @@ pub(crate) async fn run(command: Command) -> Outcome {
                 Sandbox::Run(arguments) => sandbox::run(arguments).await,
                 Sandbox::List(arguments) => sandbox::list(arguments).await,
                 Sandbox::Stop(arguments) => sandbox::stop(arguments).await,
+                Sandbox::Snapshot(arguments) => sandbox_snapshot::snapshot(arguments).await,
+                Sandbox::Restore(arguments) => sandbox_snapshot::restore(arguments).await,
+                Sandbox::Fork(arguments) => sandbox_snapshot::fork(arguments).await,
+                Sandbox::Pause(arguments) => sandbox_snapshot::pause(arguments, false).await,
+                Sandbox::Resume(arguments) => sandbox_snapshot::pause(arguments, true).await,
+                Sandbox::Snapshots(arguments) => sandbox_snapshot::list(arguments).await,
+                Sandbox::DeleteSnapshot(arguments) => sandbox_snapshot::delete(arguments).await,
                 Sandbox::Upload(arguments) => sandbox_files::upload(arguments).await,
                 Sandbox::Download(arguments) => sandbox_files::download(arguments).await,
             },

@@ -16,7 +16,9 @@ impl Home {
         let path = env::var_os("III_HOME")
             .map_or_else(|| Path::new(&env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".iii"), PathBuf::from);
         let home = Self(path);
-        for folder in [home.0.clone(), home.run(), home.images(), home.templates(), home.workers(), home.logs()] {
+        for folder in
+            [home.0.clone(), home.run(), home.images(), home.templates(), home.workers(), home.logs(), home.snapshots()]
+        {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
         fs::set_permissions(&home.0, fs::Permissions::from_mode(0o700))?;
@@ -39,6 +41,10 @@ impl Home {
 
     pub(crate) fn templates(&self) -> PathBuf {
         self.0.join("templates")
+    }
+
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.0.join("snapshots")
     }
 
     pub(crate) fn run(&self) -> PathBuf {

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -293,7 +294,10 @@ fn shutdown(services: &Services, stream: &Stream, grace: Duration) {
     nix::unistd::sync();
     stream.finish(Ok(Reply::Done));
     // The answer is in the port's queue; the host may end the VM as soon as it has read it.
-    for mode in [nix::sys::reboot::RebootMode::RB_POWER_OFF, nix::sys::reboot::RebootMode::RB_AUTOBOOT] {
-        let _ = nix::sys::reboot::reboot(mode);
-    }
+    // Without ACPI a kernel that is to power off stands still instead; a reset ends every machine we run in.
+    let mode = match Path::new("/sys/firmware/acpi").exists() {
+        true => nix::sys::reboot::RebootMode::RB_POWER_OFF,
+        false => nix::sys::reboot::RebootMode::RB_AUTOBOOT,
+    };
+    let _ = nix::sys::reboot::reboot(mode);
 }

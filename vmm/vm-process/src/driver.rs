@@ -25,6 +25,8 @@ pub(crate) enum DriverError {
     TakenOn(#[from] UnknownChoice),
     #[error(transparent)]
     Choice(#[from] ChoiceError),
+    #[error("the snapshot was taken elsewhere: {0}")]
+    SnapshotNeeds(ChoiceError),
     #[error(transparent)]
     Qemu(#[from] QemuError),
     #[error(transparent)]
@@ -37,7 +39,7 @@ impl DriverError {
             Self::Kit(error) => Some(error.hint().to_owned()),
             Self::Snapshot(error) => error.hint(),
             Self::TakenOn(error) => Some(error.hint()),
-            Self::Choice(error) => Some(error.hint()),
+            Self::Choice(error) | Self::SnapshotNeeds(error) => Some(error.hint()),
             Self::Qemu(error) => error.hint(),
             Self::Krun(error) => error.hint(),
         }
@@ -82,7 +84,10 @@ impl<'a> Driver<'a> {
     pub(crate) fn prepare(spec: &'a VmSpec) -> Result<Self, DriverError> {
         let kit = Kit::open(&spec.kit_dir)?;
         let (driver, accel) = asked_for(spec)?;
-        let choice = choice(driver, accel, &kit, &spec.template_dir)?;
+        let choice = choice(driver, accel, &kit, &spec.template_dir).map_err(|error| match spec.template {
+            TemplateUse::Snapshot { .. } => DriverError::SnapshotNeeds(error),
+            _ => error.into(),
+        })?;
         match (choice.driver, QemuProgram::find()) {
             (DriverKind::Libkrun, _) => Ok(Self::Krun(vmm_krun::Driver::prepare(spec)?)),
             (DriverKind::Qemu, QemuProgram::Found(program)) => {

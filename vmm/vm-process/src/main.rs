@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use vmm::{VmCommand, VmExit, VmSpec, Wires};
+use vmm::{Unrestorable, VmCommand, VmExit, VmSpec, Wires};
 use vmm_host::Kit;
 
 use crate::driver::{Driver, DriverError, Running};
@@ -52,6 +52,15 @@ enum Failure {
 }
 
 impl Failure {
+    fn unrestorable(&self) -> Option<Unrestorable> {
+        match self {
+            Self::Driver(DriverError::Qemu(error)) => error.unrestorable(),
+            Self::Driver(DriverError::Snapshot(_)) => Some(Unrestorable::Damaged),
+            Self::Driver(DriverError::SnapshotNeeds(_)) => Some(Unrestorable::Unfit),
+            _ => None,
+        }
+    }
+
     fn hint(&self) -> Option<String> {
         match self {
             Self::Driver(error) => error.hint(),
@@ -81,7 +90,11 @@ fn run(spec: &Path, since: Instant) -> ! {
     let exit = match start(spec, since) {
         Ok((running, commands)) => running.wait(commands, &mut |event| report::report(&event)),
         Err(failure) => {
-            VmExit::Failed { reason: failure.to_string(), hint: failure.hint(), console_tail: String::new() }
+            let (reason, hint) = (failure.to_string(), failure.hint());
+            match failure.unrestorable() {
+                Some(kind) => VmExit::Unrestorable { kind, reason, hint },
+                None => VmExit::Failed { reason, hint, console_tail: String::new() },
+            }
         }
     };
     report::end(exit)

@@ -237,7 +237,7 @@ async fn a_missing_kit_names_the_file_and_the_next_step() {
     let spec = VmSpec { kit_dir: folder.path().join("nowhere"), ..spec(folder.path(), "kitless") };
     let (mut vm, _guest) = Vm::spawn(&spec, Path::new(III_VM)).await.unwrap();
     let VmExit::Failed { reason, hint, .. } = vm.wait().await else { panic!("no kit, no VM") };
-    assert!(reason.ends_with("nowhere/kernel"), "{reason}");
+    assert!(reason.contains("nowhere/kernel"), "{reason}");
     assert_eq!(hint.as_deref(), Some("run `make kit`"));
 }
 

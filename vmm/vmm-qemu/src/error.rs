@@ -4,6 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use vmm::Unrestorable;
 use vmm_host::{DiskError, ProcessError};
 
 /// Why no VM runs.
@@ -55,6 +56,16 @@ impl QemuError {
                 Some("keep snapshots on the file system of the run directories".to_owned())
             }
             Self::TooSlow { .. } => Some("the machine may be overloaded; the guest's console is in the log".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// What it says of the snapshot that was to be restored, if it does.
+    #[must_use]
+    pub fn unrestorable(&self) -> Option<Unrestorable> {
+        match self {
+            Self::UnfitSnapshot { .. } => Some(Unrestorable::Unfit),
+            Self::NoSnapshot(_) | Self::DamagedSnapshot { .. } => Some(Unrestorable::Damaged),
             _ => None,
         }
     }

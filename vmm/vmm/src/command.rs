@@ -123,7 +123,7 @@ impl CommandError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Failed(failed) => failed.hint.clone(),
-            Self::Ended(VmExit::Failed { hint, .. }) => hint.clone(),
+            Self::Ended(VmExit::Failed { hint, .. } | VmExit::Unrestorable { hint, .. }) => hint.clone(),
             Self::Ended(VmExit::Stopped) | Self::Confused => None,
         }
     }

@@ -24,7 +24,7 @@ pub use choice::{AccelChoice, DriverChoice, UnknownChoice, settle_choices};
 pub use command::{
     CommandError, CommandFailed, FailureKind, MAX_COMMAND_BYTES, SnapshotRequest, SnapshotTaken, VmCommand,
 };
-pub use process::{SpawnError, Vm, VmEvent, VmExit};
+pub use process::{SpawnError, Unrestorable, Vm, VmEvent, VmExit};
 pub use snapshot::{
     NoSnapshot, SNAPSHOT_FORMAT, SNAPSHOT_WORK_PREFIX, SavedDisk, SavedFile, SnapshotInfo, sweep_unfinished_snapshots,
 };

@@ -70,6 +70,18 @@ pub enum VmExit {
     Stopped,
     /// The VM could not be started, or broke; `console_tail` holds the guest's last words.
     Failed { reason: String, hint: Option<String>, console_tail: String },
+    /// The snapshot that was asked for cannot be restored; nothing ran.
+    Unrestorable { kind: Unrestorable, reason: String, hint: Option<String> },
+}
+
+/// Why a snapshot cannot be restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unrestorable {
+    /// It needs something that has changed since it was taken.
+    Unfit,
+    /// Its files are not what was written.
+    Damaged,
 }
 
 /// Why no `iii-vm` could be started.

@@ -8,6 +8,7 @@ mod sandbox_create;
 mod sandbox_exec;
 mod sandbox_list;
 mod sandbox_run;
+mod sandbox_snapshot;
 mod sandbox_stop;
 mod worker_add;
 mod worker_exec;
@@ -41,6 +42,20 @@ pub(crate) fn register_sandbox(client: &Client, sandboxes: &Arc<Sandboxes>) {
     offer.function(about("sandbox::exec", "Runs one command in a sandbox"), sandbox_exec::call);
     offer.function(about("sandbox::run", "Boots a sandbox, runs a piece of code in it, stops it"), sandbox_run::call);
     offer.function(about("sandbox::stop", "Stops a sandbox; nothing of it is kept"), sandbox_stop::call);
+    let taken = "Saves a sandbox as it is, programs and memory included; it goes on";
+    offer.function(about("sandbox::snapshot", taken), sandbox_snapshot::snapshot);
+    offer.function(
+        about("sandbox::restore", "Makes sandboxes that go on where a snapshot was taken"),
+        sandbox_snapshot::restore,
+    );
+    offer.function(about("sandbox::fork", "Makes sandboxes that go on where another one is"), sandbox_snapshot::fork);
+    offer.function(about("sandbox::pause", "Makes a sandbox stand still"), sandbox_snapshot::pause);
+    offer.function(about("sandbox::resume", "Lets a paused sandbox go on"), sandbox_snapshot::resume);
+    offer.function(about("snapshot::list", "Lists the snapshots there are"), sandbox_snapshot::list);
+    offer.function(
+        about("snapshot::delete", "Deletes a snapshot; sandboxes made of it go on"),
+        sandbox_snapshot::delete,
+    );
     offer.function(about("sandbox::list", "Lists living sandboxes"), sandbox_list::sandboxes);
     offer
         .function(about("sandbox::catalog::list", "Lists images that sandboxes can be made of"), sandbox_list::catalog);

@@ -85,7 +85,7 @@ async fn input(client: &Client, given: Option<Input>) -> Result<Option<Stdin>, S
 async fn start(seat: &Seat, job: Job) -> Result<Running, SandboxError> {
     let request = ExecRequest {
         argv: job.argv,
-        env: job.env,
+        env: seat.env().clone().into_iter().chain(job.env).collect(),
         workdir: job.workdir,
         terminal: None,
         stdin: job.stdin.is_some(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use guest_client::GuestError;
-use vmm::VmExit;
+use vmm::{Unrestorable, VmExit};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootError {
@@ -25,6 +25,10 @@ pub(crate) enum BootError {
     Spawn { source: Box<vmm::SpawnError> },
     #[error("the VM is not running: {reason}{}", tail(console_tail))]
     Vm { reason: String, hint: Option<String>, console_tail: String },
+    #[error("{reason}")]
+    Snapshot { reason: String, hint: Option<String> },
+    #[error("the VM was not restored: {reason}")]
+    Unrestorable { kind: Unrestorable, reason: String, hint: Option<String> },
     #[error("the guest did not become ready")]
     Guest { source: GuestError },
 }
@@ -34,7 +38,7 @@ impl BootError {
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::Kit { .. } => Some("run `make kit`".into()),
-            Self::Vm { hint, .. } => hint.clone(),
+            Self::Vm { hint, .. } | Self::Snapshot { hint, .. } | Self::Unrestorable { hint, .. } => hint.clone(),
             Self::Image { source, .. } => source.hint().map(|hint| hint.to_string()),
             Self::Spawn { source } => source.hint().map(|hint| hint.to_string()),
             Self::DiskInUse { .. } => Some("stop the other machine first".into()),
@@ -70,6 +74,7 @@ impl BootError {
         match exit {
             VmExit::Stopped => Self::Vm { reason: "it powered off".into(), hint: None, console_tail: String::new() },
             VmExit::Failed { reason, hint, console_tail } => Self::Vm { reason, hint, console_tail },
+            VmExit::Unrestorable { kind, reason, hint } => Self::Unrestorable { kind, reason, hint },
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use guest_client::Guest;
+use guest_client::{Adopted, Guest, GuestError};
 use nix::fcntl::{Flock, FlockArg};
 use oci::Rootfs;
 use uuid::Uuid;
@@ -15,6 +15,9 @@ use crate::home::RunDir;
 
 /// Free space without which no writable disk is made.
 const MIN_FREE_MIB: u64 = 64;
+
+/// How long the end of a VM may take to be told.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Everything about a VM that is settled before its guest becomes somebody.
 #[derive(Debug, Clone)]
@@ -99,6 +102,29 @@ impl Booted {
     }
 }
 
+impl Booted {
+    /// What the guest answers; or why it does not, in the words of whoever knows best.
+    pub(super) async fn until_ready(
+        &mut self,
+        work: impl Future<Output = Result<Adopted, GuestError>>,
+        patience: Duration,
+    ) -> Result<Adopted, BootError> {
+        let lost = tokio::select! {
+            adopted = work => match adopted {
+                Err(GuestError::Closed) => GuestError::Closed,
+                adopted => return adopted.map_err(|source| BootError::Guest { source }),
+            },
+            exit = self.vm.wait() => return Err(BootError::ended(exit)),
+            () = tokio::time::sleep(patience) => return Err(BootError::silent(patience, self.run.path())),
+        };
+        // The channel ends a moment before the VM has told why.
+        match tokio::time::timeout(LAST_WORDS, self.vm.wait()).await {
+            Ok(exit) => Err(BootError::ended(exit)),
+            Err(_) => Err(BootError::Guest { source: lost }),
+        }
+    }
+}
+
 /// Waits until the guest's processors run.
 async fn running(vm: &mut Vm, progress: Watch<'_>) -> Result<(String, bool), BootError> {
     loop {
@@ -132,6 +158,10 @@ fn writable_disk(machines: &Machines, kind: &Scratch, run: &Path) -> Result<(Pat
             require_space(run)?;
             scratch::copy(&blank, &path).map_err(failed)?;
             Ok((path, None))
+        }
+        Scratch::Saved => {
+            require_space(run)?;
+            Ok((run.join("scratch.ext4"), None))
         }
         Scratch::Persistent(path) => {
             let folder = path.parent().unwrap_or(path);

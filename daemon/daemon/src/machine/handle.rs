@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use guest_client::{Adopted, Guest};
 use nix::fcntl::Flock;
-use oci::{Digest, ImageConfig, Rootfs};
 use vmm::{Vm, VmExit};
 
 use super::booted::Booted;
@@ -15,7 +14,7 @@ use crate::home::RunDir;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StartKind {
     Booted,
-    /// From a template.
+    /// From a template or a snapshot.
     Restored,
     /// It had been booted before anybody asked.
     Waited,
@@ -34,30 +33,26 @@ impl StartKind {
 /// A guest that can be asked. Dropping it kills the VM and removes what it had on the host.
 pub(crate) struct Machine {
     pub(crate) guest: Guest,
-    pub(crate) image_config: ImageConfig,
-    pub(crate) image_digest: Digest,
     pub(crate) boot_id: String,
     pub(crate) kernel: String,
     /// Such as `qemu on tcg`.
     pub(crate) driver: String,
     pub(crate) start: StartKind,
-    vm: Vm,
+    pub(super) vm: Vm,
     _scratch_lock: Option<Flock<File>>,
     // Last, so that the directory goes after the VM.
     _run: RunDir,
 }
 
 impl Machine {
-    pub(super) fn new(booted: Booted, adopted: Adopted, rootfs: &Rootfs, warm: bool) -> Self {
-        let start = match (warm, booted.restored) {
+    pub(super) fn new(booted: Booted, adopted: Adopted, waited: bool) -> Self {
+        let start = match (waited, booted.restored) {
             (true, _) => StartKind::Waited,
             (false, true) => StartKind::Restored,
             (false, false) => StartKind::Booted,
         };
         Self {
             guest: booted.guest,
-            image_config: rootfs.config.clone(),
-            image_digest: rootfs.digest.clone(),
             boot_id: adopted.boot_id,
             kernel: adopted.kernel,
             driver: booted.driver,

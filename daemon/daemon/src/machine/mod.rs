@@ -12,6 +12,7 @@ mod booted;
 mod handle;
 mod identity;
 mod network;
+mod saved;
 mod scratch;
 mod warm;
 
@@ -30,6 +31,7 @@ use vmm::{AccelChoice, DriverChoice, ROOT_DISK_BYTES, TemplateUse};
 pub(crate) use boot_error::BootError;
 pub(crate) use handle::Machine;
 pub(crate) use network::{GATEWAY, Network};
+pub(crate) use saved::{RestoreRequest, SaveError};
 
 use crate::catalog;
 use crate::home::{self, Home};
@@ -84,6 +86,8 @@ pub(crate) enum Scratch {
     Throwaway,
     /// Made when it is not there; locked for the machine's life.
     Persistent(PathBuf),
+    /// A saved machine's, which the VM brings along.
+    Saved,
 }
 
 /// What takes its time.
@@ -150,11 +154,12 @@ impl Machines {
         matches!(self.store.find(image).await, Ok(Some(_)))
     }
 
+    /// A machine of an image, and the image.
     pub(crate) async fn boot(
         self: &Arc<Self>,
         request: BootRequest,
         progress: Watch<'_>,
-    ) -> Result<Machine, BootError> {
+    ) -> Result<(Machine, Rootfs), BootError> {
         let rootfs = self.image(&request.image, progress).await?;
         let template = if env::var_os("III_NO_TEMPLATE").is_none() { TemplateUse::Clone } else { TemplateUse::Never };
         let plan = Plan::new(&request, &rootfs, template)?;
@@ -168,6 +173,7 @@ impl Machines {
             }
             other => other,
         }
+        .map(|machine| (machine, rootfs))
         .map_err(|failed| failed.error)
     }
 
@@ -204,7 +210,7 @@ impl Machines {
                 if !restored {
                     Warm::refill(self, plan);
                 }
-                Ok(Machine::new(booted, adopted, rootfs, warm))
+                Ok(Machine::new(booted, adopted, warm))
             }
             Err(error) => {
                 // The next attempt may need the same disk.
@@ -238,11 +244,7 @@ async fn adopt(booted: &mut Booted, mut identity: Identity, warm: bool) -> Resul
         guest.adopt(identity).await
     };
     let patience = if restored || warm { CLONE_PATIENCE } else { BOOT_PATIENCE };
-    tokio::select! {
-        adopted = work => adopted.map_err(|source| BootError::Guest { source }),
-        exit = booted.vm.wait() => Err(BootError::ended(exit)),
-        () = tokio::time::sleep(patience) => Err(BootError::silent(patience, booted.run.path())),
-    }
+    booted.until_ready(work, patience).await
 }
 
 /// Where the other programs of this build are.

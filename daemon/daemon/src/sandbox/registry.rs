@@ -1,7 +1,7 @@
 //! The living sandboxes.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,14 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
+use vmm::Unrestorable;
 
 use crate::catalog::PRESETS;
 use crate::config::SandboxConfig;
 use crate::machine::{BootError, BootProgress, BootRequest, Machine, Machines, Network, Scratch};
 use crate::sandbox::command::environment;
+use crate::sandbox::forks::paused;
+use crate::sandbox::snapshots::Snapshots;
 
 /// How long the end of a VM may take to be told.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -25,7 +28,8 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 /// All sandboxes of this daemon.
 pub(crate) struct Sandboxes {
     pub(crate) config: SandboxConfig,
-    machines: Arc<Machines>,
+    pub(super) machines: Arc<Machines>,
+    pub(super) snapshots: Snapshots,
     /// For channels.
     pub(crate) client: Client,
     living: Mutex<HashMap<Uuid, Arc<Sandbox>>>,
@@ -33,28 +37,33 @@ pub(crate) struct Sandboxes {
     taken: Arc<AtomicU32>,
 }
 
-struct Sandbox {
-    id: Uuid,
-    name: Option<String>,
-    image: String,
+pub(super) struct Sandbox {
+    pub(super) id: Uuid,
+    pub(super) name: Option<String>,
+    pub(super) image: String,
+    pub(super) network: bool,
+    /// For its commands; of a sandbox that was booted, the guest has them.
+    pub(super) env: BTreeMap<String, String>,
     guest: Guest,
     idle: Duration,
     created: Instant,
     used: Mutex<Instant>,
+    /// Its processors stand still: nobody enters, and it is not idle.
+    pub(super) paused: AtomicBool,
     /// Commands that run.
     busy: AtomicU32,
     /// Commands and file transfers.
     seats: AtomicU32,
     /// Cancelled when the sandbox is stopped: whoever works in it fails at once.
     stopped: CancellationToken,
-    machine: tokio::sync::Mutex<Option<Machine>>,
+    pub(super) machine: tokio::sync::Mutex<Option<Machine>>,
     /// Why its VM ended by itself.
     cause: OnceLock<String>,
     _place: Place,
 }
 
 /// One of `max_concurrent_sandboxes`.
-struct Place(Arc<AtomicU32>);
+pub(super) struct Place(Arc<AtomicU32>);
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -77,14 +86,16 @@ pub(crate) enum Activity {
 
 impl Sandboxes {
     pub(crate) fn new(config: SandboxConfig, machines: Arc<Machines>, client: Client) -> Self {
-        Self { config, machines, client, living: Mutex::new(HashMap::new()), taken: Arc::new(AtomicU32::new(0)) }
+        let snapshots = Snapshots::open(machines.home().snapshots());
+        let (living, taken) = (Mutex::new(HashMap::new()), Arc::new(AtomicU32::new(0)));
+        Self { config, machines, snapshots, client, living, taken }
     }
 
-    fn living(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Sandbox>>> {
+    pub(super) fn living(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Sandbox>>> {
         self.living.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn place(&self) -> Result<Place, SandboxError> {
+    pub(super) fn place(&self) -> Result<Place, SandboxError> {
         let max = self.config.max_concurrent_sandboxes;
         let taken =
             self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| (taken < max).then_some(taken + 1));
@@ -94,7 +105,10 @@ impl Sandboxes {
     }
 
     /// Boots a sandbox and returns its id.
-    pub(crate) async fn create(&self, request: &Create) -> Result<Uuid, SandboxError> {
+    pub(crate) async fn create(self: &Arc<Self>, request: &Create) -> Result<Uuid, SandboxError> {
+        if let Some(stored) = self.snapshot_named(&request.image) {
+            return self.create_from(stored?, request).await;
+        }
         let place = self.place()?;
         let image = self.image(&request.image).await?;
         let vcpus = request.cpus.unwrap_or(self.config.default_cpus);
@@ -117,28 +131,21 @@ impl Sandboxes {
             BootProgress::BuildingTemplate => info!(sandbox = %id, "building the VM's template (once per machine)"),
             BootProgress::Image(_) | BootProgress::Booting => {}
         };
-        let machine = self.machines.boot(boot, &progress).await.map_err(boot_error)?;
+        let (machine, _) = self.machines.boot(boot, &progress).await.map_err(boot_error)?;
         info!(sandbox = %id, driver = machine.driver, start = machine.start.name(), "sandbox created");
-        let sandbox = Sandbox {
-            id,
-            name: request.name.clone(),
-            image: request.image.clone(),
-            guest: machine.guest.clone(),
-            idle: Duration::from_secs(request.idle_timeout_secs.unwrap_or(self.config.default_idle_timeout_secs)),
-            created: Instant::now(),
-            used: Mutex::new(Instant::now()),
-            busy: AtomicU32::new(0),
-            seats: AtomicU32::new(0),
-            stopped: CancellationToken::new(),
-            machine: tokio::sync::Mutex::new(Some(machine)),
-            cause: OnceLock::new(),
-            _place: place,
-        };
+        let mut sandbox =
+            Sandbox::new(id, &request.image, machine, self.idle_timeout(request.idle_timeout_secs), place);
+        sandbox.name = request.name.clone();
+        sandbox.network = request.network.unwrap_or(false);
         self.living().insert(id, Arc::new(sandbox));
         Ok(id)
     }
 
-    async fn image(&self, name: &str) -> Result<oci::ImageRef, SandboxError> {
+    pub(super) fn idle_timeout(&self, asked_secs: Option<u64>) -> Duration {
+        Duration::from_secs(asked_secs.unwrap_or(self.config.default_idle_timeout_secs))
+    }
+
+    pub(super) async fn image(&self, name: &str) -> Result<oci::ImageRef, SandboxError> {
         let known = PRESETS.iter().any(|(preset, _)| *preset == name) || self.config.custom_images.contains_key(name);
         if !known || !self.config.image_allowlist.iter().any(|allowed| allowed == name) {
             let usable: Vec<&str> =
@@ -176,6 +183,9 @@ impl Sandboxes {
     /// Finds a sandbox to work in.
     pub(crate) fn enter(&self, id: &str, activity: Activity) -> Result<Seat, SandboxError> {
         let sandbox = self.find(id)?;
+        if sandbox.paused.load(Ordering::Relaxed) {
+            return Err(paused(sandbox.id));
+        }
         let exec = activity == Activity::Exec;
         if exec {
             let max = self.config.max_concurrent_exec_per_sandbox.max(1);
@@ -192,7 +202,7 @@ impl Sandboxes {
         Ok(Seat { sandbox, exec })
     }
 
-    fn find(&self, id: &str) -> Result<Arc<Sandbox>, SandboxError> {
+    pub(super) fn find(&self, id: &str) -> Result<Arc<Sandbox>, SandboxError> {
         let id = parse_id(id)?;
         let found = self.living().get(&id).cloned();
         let sandbox = found.ok_or_else(|| SandboxError::new(Kind::NotFound, format!("no sandbox {id}")))?;
@@ -254,6 +264,7 @@ impl Sandboxes {
                     "age_secs": sandbox.created.elapsed().as_secs(), "exec_in_progress": busy > 0,
                     "exec_in_flight": busy, "exec_slots_free": max.saturating_sub(busy),
                     "stopped": sandbox.stopped.is_cancelled(),
+                    "paused": sandbox.paused.load(Ordering::Relaxed),
                 })
             })
             .collect();
@@ -284,10 +295,14 @@ fn parse_id(id: &str) -> Result<Uuid, SandboxError> {
     id.parse().map_err(|_| SandboxError::invalid(format!("sandbox_id `{id}` is not a UUID")))
 }
 
-fn boot_error(error: BootError) -> SandboxError {
+pub(super) fn boot_error(error: BootError) -> SandboxError {
     let kind = match &error {
         BootError::Image { .. } => Kind::AutoInstallFailed,
         BootError::Limit { .. } => Kind::ResourceLimit,
+        BootError::Snapshot { .. } | BootError::Unrestorable { kind: Unrestorable::Damaged, .. } => {
+            Kind::SnapshotDamaged
+        }
+        BootError::Unrestorable { kind: Unrestorable::Unfit, .. } => Kind::SnapshotUnfit,
         BootError::Kit { .. }
         | BootError::DiskInUse { .. }
         | BootError::NoSpace { .. }
@@ -300,7 +315,29 @@ fn boot_error(error: BootError) -> SandboxError {
 }
 
 impl Sandbox {
-    fn touch(&self) {
+    /// One that has just come up.
+    pub(super) fn new(id: Uuid, image: &str, machine: Machine, idle: Duration, place: Place) -> Self {
+        Self {
+            id,
+            name: None,
+            image: image.to_owned(),
+            network: false,
+            env: BTreeMap::new(),
+            guest: machine.guest.clone(),
+            idle,
+            created: Instant::now(),
+            used: Mutex::new(Instant::now()),
+            paused: AtomicBool::new(false),
+            busy: AtomicU32::new(0),
+            seats: AtomicU32::new(0),
+            stopped: CancellationToken::new(),
+            machine: tokio::sync::Mutex::new(Some(machine)),
+            cause: OnceLock::new(),
+            _place: place,
+        }
+    }
+
+    pub(super) fn touch(&self) {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
@@ -318,7 +355,7 @@ impl Sandbox {
     }
 
     /// What callers hear once it has ended, by itself or because it was asked to.
-    fn gone(&self) -> SandboxError {
+    pub(super) fn gone(&self) -> SandboxError {
         let message = match self.cause.get() {
             Some(cause) => format!("sandbox {} is gone: {cause}", self.id),
             None => format!("sandbox {} is stopped", self.id),
@@ -334,13 +371,19 @@ impl Sandbox {
     fn is_idle(&self) -> bool {
         let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
         // A command or a transfer in flight is use, however long it takes.
-        self.seats.load(Ordering::Relaxed) == 0 && used.elapsed() > self.idle
+        let works = self.seats.load(Ordering::Relaxed) != 0 || self.paused.load(Ordering::Relaxed);
+        !works && used.elapsed() > self.idle
     }
 }
 
 impl Seat {
     pub(crate) fn guest(&self) -> &Guest {
         &self.sandbox.guest
+    }
+
+    /// What its commands are given besides their own.
+    pub(crate) fn env(&self) -> &BTreeMap<String, String> {
+        &self.sandbox.env
     }
 
     /// Does something in the sandbox; fails as soon as the sandbox is stopped or its VM is gone.

@@ -16,14 +16,14 @@ use daemon_api::WorkerError;
 use daemon_api::worker::Phase;
 use guest_client::Guest;
 use guest_protocol::SuperviseRequest;
+use oci::Rootfs;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::machine::BootError;
-use crate::machine::Machine;
+use crate::machine::{BootError, Machine};
 use crate::worker::host::Host;
 use crate::worker::job::Job;
 use crate::worker::logs::Log;
@@ -125,7 +125,7 @@ impl Supervisor {
         let job = Job::of(&self.teller.entry)?;
         let booted = self.stop.run_until_cancelled(self.boot(&job)).await;
         let Some(machine) = booted else { return Ok(Ended::Stopped) };
-        let mut machine = machine?;
+        let (mut machine, image) = machine?;
         let guest = machine.guest.clone();
         self.guest.send_replace(Some(guest.clone()));
         let provision = job.local().map(|(folder, plan)| Provision {
@@ -133,9 +133,9 @@ impl Supervisor {
             guest: &guest,
             folder,
             plan,
-            image: machine.image_digest.to_string(),
+            image: image.digest.to_string(),
         });
-        let command = job.command(&machine.image_config, self.host.engine_port);
+        let command = job.command(&image.config, self.host.engine_port);
         let serving = async {
             let command = command?;
             self.serve(&guest, command, provision, watch).await
@@ -154,10 +154,10 @@ impl Supervisor {
         ended
     }
 
-    async fn boot(&self, job: &Job) -> Result<Machine, WorkerError> {
+    async fn boot(&self, job: &Job) -> Result<(Machine, Rootfs), WorkerError> {
         let request = job.boot_request(&self.host, &self.teller.entry, &|step| self.teller.progress(step)).await?;
         let machine = self.host.machines.boot(request, &|step| self.teller.progress(step)).await;
-        let machine = machine.map_err(|error| job.boot_error(&self.teller.entry.name, &error))?;
+        let (machine, image) = machine.map_err(|error| job.boot_error(&self.teller.entry.name, &error))?;
         info!(
             worker = self.teller.entry.name,
             pid = machine.pid(),
@@ -173,7 +173,7 @@ impl Supervisor {
             report.driver = Some(machine.driver.clone());
             report.kernel = Some(machine.kernel.clone());
         });
-        Ok(machine)
+        Ok((machine, image))
     }
 
     /// Source, dependencies, process; until something asks for another VM.

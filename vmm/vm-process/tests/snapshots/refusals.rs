@@ -13,7 +13,7 @@ use crate::place::{III_VM, PATIENCE, Place, ping, running, running_as};
 async fn failure(spec: &VmSpec) -> String {
     let (mut vm, _channel) = Vm::spawn(spec, Path::new(III_VM)).await.unwrap();
     match tokio::time::timeout(PATIENCE, vm.wait()).await.expect("it ends") {
-        VmExit::Failed { reason, .. } => reason,
+        VmExit::Failed { reason, .. } | VmExit::Unrestorable { reason, .. } => reason,
         VmExit::Stopped => panic!("it did not fail"),
     }
 }
