@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest_client::GuestError;
 use guest_protocol::{Origin, Renewal};
+use tracing::debug;
 use vmm::{CommandError, NoSnapshot, SnapshotInfo, SnapshotRequest, SnapshotTaken, TemplateUse};
 
 use super::booted::{Booted, Plan};
@@ -74,6 +75,7 @@ impl Machine {
 impl Machines {
     /// A machine that goes on where the saved one was, as somebody else.
     pub(crate) async fn restore(self: &Arc<Self>, request: RestoreRequest) -> Result<Machine, BootError> {
+        let begun = Instant::now();
         let info = SnapshotInfo::read(&request.folder).map_err(unreadable)?;
         let network = if request.network { Network::Open { worker: None } } else { Network::None };
         let plan = Plan {
@@ -97,7 +99,16 @@ impl Machines {
         };
         let guest = booted.guest.clone();
         match booted.until_ready(guest.renew(renewal), RENEWAL_PATIENCE).await {
-            Ok(adopted) => Ok(Machine::new(booted, adopted, false)),
+            Ok(adopted) => {
+                let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+                debug!(
+                    prepared_us = micros(booted.prepared.saturating_duration_since(begun)),
+                    running_us = micros(booted.running.saturating_duration_since(begun)),
+                    renewed_us = micros(begun.elapsed()),
+                    "guest is renewed: microseconds since its restore was asked for"
+                );
+                Ok(Machine::new(booted, adopted, false))
+            }
             Err(error) => {
                 booted.vm.kill();
                 booted.vm.wait().await;
