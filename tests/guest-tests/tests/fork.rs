@@ -174,7 +174,7 @@ fn a_snapshot_outlives_its_sandbox_and_the_daemon_and_is_an_image() {
     assert_eq!(restored.len(), 2);
     for id in &restored {
         assert_eq!(sh(&rig, id, "echo $WHO"), "child\n");
-        assert!(count(&rig, id) <= at + 40, "it went on where the snapshot was taken");
+        assert!(count(&rig, id) <= at + 10, "it went on where the snapshot was taken");
     }
     let ran = rig.call(
         "sandbox::run",

@@ -24,4 +24,4 @@ while True:
     count += 1
     kept_open.write(f"{count}\n")
     say("/tmp/count", str(count))
-    time.sleep(0.25)
+    time.sleep(2)
