@@ -35,7 +35,7 @@ pub(crate) struct Recipe<'a> {
 pub(crate) struct Machine {
     pub(crate) guest: Guest,
     _vm: Vm,
-    _run: TempDir,
+    run: TempDir,
 }
 
 /// The programs under test.
@@ -110,10 +110,16 @@ pub(crate) async fn boot(recipe: &Recipe<'_>) -> (Machine, Duration) {
     }
     guest.ping().await.expect("an answer");
     let elapsed = start.elapsed();
-    (Machine { guest, _vm: vm, _run: run }, elapsed)
+    (Machine { guest, _vm: vm, run }, elapsed)
 }
 
 impl Machine {
+    /// Ends the VM; its files are there until the folder is dropped.
+    pub(crate) fn end(self) -> TempDir {
+        let Self { run, .. } = self;
+        run
+    }
+
     /// Gives the guest an identity, its disks and its network.
     pub(crate) async fn adopt(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time");

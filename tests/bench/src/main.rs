@@ -3,16 +3,19 @@
 //! Absolute times differ from machine to machine and from hour to hour; what is compared was measured side by side.
 //!
 //! ```text
-//! bench [--json FILE] [AREA]...      areas: boot sandbox worker image relay bus; all of them by default
+//! bench [--json FILE] [AREA]...      areas: boot warm sandbox fork worker image relay bus; all of them by default
 //! ```
 
+mod bare;
 mod boot;
 mod bus;
+mod fork;
 mod image;
 mod machine;
 mod relay;
 mod report;
 mod sandbox;
+mod warm;
 mod worker;
 
 use std::process::ExitCode;
@@ -21,9 +24,11 @@ use report::Report;
 
 type Measure = fn(&mut Report);
 
-const AREAS: [(&str, Measure); 6] = [
+const AREAS: [(&str, Measure); 8] = [
     ("boot", boot::measure),
+    ("warm", warm::measure),
     ("sandbox", sandbox::measure),
+    ("fork", fork::measure),
     ("worker", worker::measure),
     ("image", image::measure),
     ("relay", relay::measure),
@@ -39,7 +44,9 @@ fn main() -> ExitCode {
             "--json" => file = arguments.next(),
             area if AREAS.iter().any(|(name, _)| *name == area) => wanted.push(argument),
             other => {
-                eprintln!("error: `{other}` is no area; there are boot, sandbox, worker, image, relay and bus");
+                eprintln!(
+                    "error: `{other}` is no area; there are boot, warm, sandbox, fork, worker, image, relay and bus"
+                );
                 return ExitCode::from(2);
             }
         }

@@ -4,27 +4,34 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// Milliseconds of several rounds.
+/// What several rounds took, in milliseconds unless it says otherwise.
 #[derive(Debug, Clone)]
-pub(crate) struct Samples(Vec<f64>);
+pub(crate) struct Samples {
+    values: Vec<f64>,
+    unit: &'static str,
+}
 
 impl Samples {
     pub(crate) fn from_ms(values: impl IntoIterator<Item = f64>) -> Self {
-        Self(values.into_iter().collect())
+        Self { values: values.into_iter().collect(), unit: "ms" }
+    }
+
+    pub(crate) fn from_mib(values: impl IntoIterator<Item = f64>) -> Self {
+        Self { values: values.into_iter().collect(), unit: "MiB" }
     }
 
     pub(crate) fn from_durations(durations: impl IntoIterator<Item = Duration>) -> Self {
-        Self(durations.into_iter().map(|duration| duration.as_secs_f64() * 1000.0).collect())
+        Self::from_ms(durations.into_iter().map(|duration| duration.as_secs_f64() * 1000.0))
     }
 
     pub(crate) fn median(&self) -> f64 {
-        let mut sorted = self.0.clone();
+        let mut sorted = self.values.clone();
         sorted.sort_by(f64::total_cmp);
         sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
     }
 
     fn range(&self) -> (f64, f64) {
-        self.0.iter().fold((f64::INFINITY, 0.0), |(low, high), value| (low.min(*value), high.max(*value)))
+        self.values.iter().fold((f64::INFINITY, 0.0), |(low, high), value| (low.min(*value), high.max(*value)))
     }
 }
 
@@ -42,14 +49,13 @@ struct Row {
 impl Report {
     pub(crate) fn row(&mut self, name: &str, samples: Samples, reference: Option<(&str, &Samples)>, target: &str) {
         let reference = reference.map(|(name, samples)| (name.to_owned(), samples.median()));
-        eprintln!("{name}: {:.1} ms", samples.median());
+        eprintln!("{name}: {:.1} {}", samples.median(), samples.unit);
         self.0.push(Row { name: name.to_owned(), samples, reference, target: target.to_owned() });
     }
 
     pub(crate) fn table(&self) -> String {
-        let mut table = String::from(
-            "| what | median ms | min–max ms | against | ratio | target |\n|---|---:|---:|---|---:|---|\n",
-        );
+        let mut table =
+            String::from("| what | median | min–max | against | ratio | target |\n|---|---:|---:|---|---:|---|\n");
         for row in &self.0 {
             let (low, high) = row.samples.range();
             let median = row.samples.median();
@@ -61,8 +67,8 @@ impl Report {
             };
             let [median, low, high] = [median, low, high].map(digits);
             table.push_str(&format!(
-                "| {} | {median} | {low}–{high} | {against} | {ratio} | {} |\n",
-                row.name, row.target
+                "| {} | {median} {} | {low}–{high} | {against} | {ratio} | {} |\n",
+                row.name, row.samples.unit, row.target
             ));
         }
         table
@@ -75,9 +81,9 @@ impl Report {
             .map(|row| {
                 let (low, high) = row.samples.range();
                 json!({
-                    "name": row.name, "median_ms": row.samples.median(), "min_ms": low, "max_ms": high,
-                    "rounds": row.samples.0.len(), "target": row.target,
-                    "reference": row.reference.as_ref().map(|(name, median)| json!({ "name": name, "median_ms": median })),
+                    "name": row.name, "unit": row.samples.unit, "median": row.samples.median(), "min": low, "max": high,
+                    "rounds": row.samples.values.len(), "target": row.target,
+                    "reference": row.reference.as_ref().map(|(name, median)| json!({ "name": name, "median": median })),
                 })
             })
             .collect();
