@@ -29,7 +29,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program`. It keeps the descriptors `inherited` and dies with the calling thread. Its standard output is
+    /// Starts `program`, whose memory may be in `huge_pages` or not. It keeps the descriptors `inherited` and dies with the calling thread. Its standard output is
     /// the guest's console, kept in `console.log`; what it says itself goes into `<name>.log`.
     ///
     /// # Errors
@@ -40,6 +40,7 @@ impl Process {
         inherited: Vec<RawFd>,
         log_dir: &Path,
         name: &str,
+        huge_pages: bool,
     ) -> Result<Self, ProcessError> {
         let open = |path: PathBuf| log_file(&path).map_err(|source| ProcessError::Log { path, source });
         let console_file = open(log_dir.join("console.log"))?;
@@ -47,7 +48,7 @@ impl Process {
         let started = |source| ProcessError::Start { program: program.to_owned(), source };
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        prepare_child(&mut command, inherited);
+        prepare_child(&mut command, inherited, huge_pages);
         let mut child = command.spawn().map_err(started)?;
         let (Some(console), Some(messages)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(started(io::Error::other("it has no pipes")));

@@ -15,7 +15,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 /// Lets the child keep `inherited`, and has the kernel kill it when the spawning thread ends. It leaves no core
 /// dump: a guest that crashes it could fill the disk, and its memory is a tenant's.
 /// The caller keeps the descriptors open until the child was spawned.
-pub(crate) fn prepare_child(command: &mut Command, inherited: Vec<RawFd>) {
+pub(crate) fn prepare_child(command: &mut Command, inherited: Vec<RawFd>, huge_pages: bool) {
     let parent = std::process::id();
     let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the closure makes system calls only (async-signal-safe) and allocates nothing.
@@ -24,6 +24,10 @@ pub(crate) fn prepare_child(command: &mut Command, inherited: Vec<RawFd>) {
             let failed = libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
                 || libc::setrlimit(libc::RLIMIT_CORE, &no_core) != 0
                 || inherited.iter().any(|fd| libc::fcntl(*fd, libc::F_SETFD, 0) < 0);
+            if !huge_pages {
+                // It costs memory, no more, where the kernel does not know the call.
+                libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+            }
             if failed {
                 return Err(std::io::Error::last_os_error());
             }

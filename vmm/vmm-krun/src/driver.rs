@@ -46,7 +46,7 @@ impl<'a> Driver<'a> {
         let arguments =
             [ENTER_FLAG.to_owned(), self.spec.run_dir.join("vm.json").display().to_string(), ends.to_argument()];
         let inherited = vec![ends.guest, ends.net];
-        let process = Process::start(&self.program, &arguments, inherited, &self.spec.run_dir, "libkrun")?;
+        let process = Process::start(&self.program, &arguments, inherited, &self.spec.run_dir, "libkrun", true)?;
         report(VmEvent::Running {
             driver: "libkrun".to_owned(),
             accel: "kvm".to_owned(),

@@ -83,7 +83,9 @@ fn describe(spec: &VmSpec, kit: &Kit, ends: &str) -> Result<Context, KrunError> 
 fn command_line(flavour: &str) -> String {
     // The packaged kernel has no driver for a serial line, but writes to the same port early on.
     let console = if flavour == "libkrunfw" { "earlyprintk=ttyS0 keep_bootcon" } else { "console=ttyS0" };
-    format!("{console} quiet panic=-1 reboot=k pci=off acpi=off no_timer_check tsc=reliable rdinit=/init")
+    format!(
+        "{console} quiet panic=-1 reboot=k pci=off acpi=off no_timer_check tsc=reliable rcupdate.rcu_expedited=1 rdinit=/init"
+    )
 }
 
 fn nonblocking(stream: &OwnedFd) -> io::Result<()> {

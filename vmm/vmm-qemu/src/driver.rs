@@ -217,7 +217,9 @@ impl<'a> Driver<'a> {
         let list = arguments(&self.shape, &ends, start);
         let mut inherited = vec![ends.guest_fd, ends.net_fd, ends.monitor_fd];
         inherited.extend_from_slice(more);
-        let process = Process::start(&self.program, &list, inherited, &self.spec.run_dir, "qemu")?;
+        // Of what QEMU translates, a guest that idles needs a little here and there: whole huge pages would be wasted.
+        let huge_pages = self.shape.accel == Accel::Kvm;
+        let process = Process::start(&self.program, &list, inherited, &self.spec.run_dir, "qemu", huge_pages)?;
         let monitor = Monitor::new(monitor).map_err(|source| QemuError::Monitor { during: "start", source })?;
         let source = Source {
             key: self.key.clone(),

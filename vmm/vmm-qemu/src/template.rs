@@ -206,7 +206,7 @@ fn build(work: &Path, key: &Key, program: &Path, kit: &Kit) -> Result<(), QemuEr
     };
     let list = arguments(&key.shape, &ends, &Start::BootIntoFile(kit, &memory));
     let inherited = vec![ends.guest_fd, ends.net_fd, ends.monitor_fd];
-    let mut process = Process::start(program, &list, inherited, work, "qemu")?;
+    let mut process = Process::start(program, &list, inherited, work, "qemu", true)?;
     drop((guest_end, net_end, monitor_end));
     let saved = save(&mut process, &mut guest, monitor, work, key);
     drop(net);
