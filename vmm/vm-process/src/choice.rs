@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use vmm::{AccelChoice, DriverChoice};
 use vmm_host::Kit;
 
 /// Prints the choice as JSON, or what is in its way; `III_DRIVER` and `III_ACCEL` count as for the daemons.
@@ -12,6 +13,29 @@ pub(crate) fn print(kit: &Path, folder: &Path) -> ! {
         crate::driver::choice(driver, accel, &kit, folder).map_err(|error| (error.to_string(), error.hint()))
     });
     answer(chosen.map(|choice| json!(choice)))
+}
+
+/// Prints every driver that runs VMs here, one `driver accel` per line, the one that `auto` takes first.
+pub(crate) fn print_drivers(kit: &Path, folder: &Path) -> ! {
+    let kit = match Kit::open(kit) {
+        Ok(kit) => kit,
+        Err(error) => answer(Err((error.to_string(), error.hint().to_owned()))),
+    };
+    let mut found: Vec<(&str, &str)> = Vec::new();
+    for (driver, accel) in [
+        (DriverChoice::Auto, AccelChoice::Auto),
+        (DriverChoice::Qemu, AccelChoice::Kvm),
+        (DriverChoice::Libkrun, AccelChoice::Kvm),
+        (DriverChoice::Qemu, AccelChoice::Tcg),
+    ] {
+        let Ok(choice) = crate::driver::choice(driver, accel, &kit, folder) else { continue };
+        let names = (choice.driver.name(), choice.accel.name());
+        if !found.contains(&names) {
+            println!("{} {}", names.0, names.1);
+            found.push(names);
+        }
+    }
+    std::process::exit(i32::from(found.is_empty()))
 }
 
 /// Compares the kit's checksums, and prints which kernel it has.
