@@ -60,15 +60,15 @@ impl RigBuilder {
     /// `iii-sandbox` with both base images allowed. No VM waits to be asked for, so that VMs can be counted.
     #[must_use]
     pub fn sandboxes(self) -> Self {
-        self.sandboxes_with("warm_pool_mb: 0")
+        self.sandboxes_with("auto_install: true")
     }
 
     /// As [`Self::sandboxes`], with one more line of its block.
     #[must_use]
     pub fn sandboxes_with(self, line: &str) -> Self {
-        self.workers(&format!(
-            "  - name: iii-sandbox\n    config:\n      image_allowlist: [python, node]\n      {line}\n"
-        ))
+        let pool = if line.starts_with("warm_pool_mb") { "" } else { "      warm_pool_mb: 0\n" };
+        let images = "      image_allowlist: [python, node]\n";
+        self.workers(&format!("  - name: iii-sandbox\n    config:\n{images}{pool}      {line}\n"))
     }
 
     #[must_use]

@@ -57,7 +57,7 @@ impl View {
     /// A command that runs `program` in the view that process `pid` has.
     pub(crate) fn command_inside(pid: i32, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--target={pid}")).arg("--mount");
+        command.arg(format!("--target={pid}")).args(["--mount", "--root"]);
         if !nix::unistd::geteuid().is_root() {
             command.args(["--user", "--preserve-credentials"]);
         }

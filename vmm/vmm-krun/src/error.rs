@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::confine::ConfineError;
 use vmm_host::{DiskError, ProcessError};
 
 /// Why no VM runs.
@@ -18,6 +19,8 @@ pub enum KrunError {
     Path { path: PathBuf },
     #[error("libkrun refused {call}: {source}")]
     Refused { call: &'static str, source: io::Error },
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     #[error("this program cannot start itself again: {source}")]
     OwnProgram { source: io::Error },
 }

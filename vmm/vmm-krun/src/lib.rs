@@ -9,15 +9,18 @@
 //!
 //! Always true:
 //! - The VM's process never outlives the thread that called [`Driver::start`].
+//! - Before its first instruction runs, the VM's process has given up new programs, connections and privileges.
 //! - The guest sees our kernel, our init, two disks, one network device, one port and a console: no implicit init,
 //!   no socket impersonation, no host directory.
 
+mod confine;
 mod driver;
 mod error;
 mod ffi;
 mod machine;
 mod sys;
 
+pub use confine::ConfineError;
 pub use driver::{Driver, Running};
 pub use error::KrunError;
 pub use machine::{ENTER_FLAG, enter};

@@ -9,6 +9,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use vmm::{VmSpec, Wires};
 use vmm_host::Kit;
 
+use crate::confine::confine;
 use crate::error::KrunError;
 use crate::ffi::Context;
 use crate::sys;
@@ -53,7 +54,7 @@ pub fn enter(spec: &VmSpec, kit: &Kit, ends: &str) -> KrunError {
         print(panic);
         std::process::exit(PANICKED);
     }));
-    match describe(spec, kit, ends) {
+    match describe(spec, kit, ends).and_then(|context| confine().map(|()| context).map_err(Into::into)) {
         Ok(context) => context.enter(),
         Err(error) => error,
     }
