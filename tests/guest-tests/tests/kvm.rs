@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use test_rig::{KvmDevice, Rig};
 
 fn emulated_because(device: KvmDevice, reason: &str) {
-    let rig = Rig::builder().sandboxes().env("III_DRIVER", "auto").kvm(device).start();
+    let rig = Rig::builder().sandboxes().env("III_DRIVER", "auto").env("III_ACCEL", "auto").kvm(device).start();
     let port = rig.port().to_string();
     let doctor = rig.iii_inside(&["doctor", "--json", "--port", &port]);
     assert_eq!(doctor.status, 0, "{doctor:?}");
