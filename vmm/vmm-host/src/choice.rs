@@ -101,6 +101,10 @@ impl QemuProgram {
     /// `III_QEMU`, else `qemu-system-x86_64` in `PATH`.
     #[must_use]
     pub fn find() -> Self {
+        if cfg!(not(target_arch = "x86_64")) {
+            // The machine that our driver describes is a PC.
+            return Self::Missing { tried: "QEMU's driver is for x86-64".to_owned() };
+        }
         if let Some(named) = std::env::var_os("III_QEMU").filter(|value| !value.is_empty()) {
             let path = PathBuf::from(&named);
             return if path.is_file() {

@@ -82,6 +82,9 @@ fn describe(spec: &VmSpec, kit: &Kit, ends: &str) -> Result<Context, KrunError> 
 /// libkrun's machine has no ACPI and no PCI; it appends where its devices are. `reboot=k`: only a reset by the keyboard
 /// controller ends it.
 fn command_line(flavour: &str) -> String {
+    if cfg!(target_arch = "aarch64") {
+        return "console=ttyAMA0 quiet panic=-1 reboot=k rcupdate.rcu_expedited=1 rdinit=/init".to_owned();
+    }
     // The packaged kernel has no driver for a serial line, but writes to the same port early on.
     let console = if flavour == "libkrunfw" { "earlyprintk=ttyS0 keep_bootcon" } else { "console=ttyS0" };
     format!(
