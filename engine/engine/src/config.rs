@@ -257,6 +257,14 @@ mod tests {
     }
 
     #[test]
+    fn what_workers_vms_run_on_is_passed_to_their_daemon() {
+        let config = parse("workers:\n  - name: iii-worker-ops\n    config: {driver: libkrun}\n").expect("read");
+        assert_eq!(config.worker_vms, WorkerVms { driver: Some("libkrun".to_owned()), accel: None });
+        let error = parse("workers:\n  - name: iii-worker-ops\n    config: {drivr: qemu}\n").expect_err("a typo");
+        assert!(error.to_string().contains("drivr"), "{error}");
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (text, named) in [
             ("wrkers: []\n", "wrkers"),

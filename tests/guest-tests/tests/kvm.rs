@@ -30,3 +30,29 @@ fn without_a_device_vms_are_emulated() {
 fn with_a_device_that_cannot_run_guests_vms_are_emulated() {
     emulated_because(KvmDevice::Useless, "cannot run a guest");
 }
+
+#[test]
+fn libkrun_without_kvm_is_refused_and_says_what_to_choose() {
+    let rig = Rig::builder()
+        .sandboxes_with("driver: libkrun")
+        .env("III_DRIVER", "")
+        .env("III_ACCEL", "")
+        .kvm(KvmDevice::Absent)
+        .start();
+    let error = rig.trigger("sandbox::create", &json!({ "image": "python" })).expect_err("there is no KVM");
+    assert_eq!(error["code"], "S300", "{error}");
+    // With a kernel that libkrun does not boot, that is what is wrong first.
+    let text = error.to_string();
+    let why = ["driver libkrun needs KVM, but there is no /dev/kvm", "does not boot under libkrun"];
+    assert!(why.iter().any(|why| text.contains(why)) && text.contains("hint"), "{error}");
+}
+
+#[test]
+fn a_driver_that_nobody_knows_ends_the_daemon_and_is_named() {
+    let rig = Rig::builder().sandboxes_with("driver: firecracker").env("III_DRIVER", "").start_without_sandbox_daemon();
+    let named = test_rig::eventually(std::time::Duration::from_secs(60), || {
+        let log = rig.log();
+        (log.contains("driver `firecracker` is unknown") && log.contains("auto, libkrun, qemu")).then_some(())
+    });
+    assert!(named.is_some(), "{}", rig.log());
+}

@@ -139,6 +139,17 @@ impl RigBuilder {
         rig
     }
 
+    /// As [`Self::start`], where the sandbox daemon is not to come up.
+    ///
+    /// # Panics
+    /// When the engine or the worker daemon does not start.
+    #[must_use]
+    pub fn start_without_sandbox_daemon(self) -> Rig {
+        let rig = self.spawn();
+        rig.wait_for_worker("iii-worker-ops");
+        rig
+    }
+
     fn spawn(self) -> Rig {
         assert_eq!(missing(), None);
         let home = TempDir::with_prefix("iii-home-").expect("a temporary folder for the home");
