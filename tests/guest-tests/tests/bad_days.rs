@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -99,6 +100,52 @@ fn a_killed_vm_is_reported_and_leaves_nothing() {
         });
         assert!(clean.is_some(), "{what}: a run directory is left");
     }
+}
+
+#[test]
+fn a_driver_killed_at_any_moment_is_told_once_and_leaves_nothing() {
+    let rig = Rig::builder().sandboxes().start();
+    run(&rig).expect("image and template are there");
+    let quiet = || rig.supervisors().is_empty().then_some(());
+    assert!(eventually(PATIENCE, quiet).is_some());
+    let (mut refused, mut killed) = (0, 0);
+    for step in 0..16 {
+        let outcome = thread::scope(|scope| {
+            let creating =
+                scope.spawn(|| rig.trigger("sandbox::create", &json!({ "image": "python", "memory_mb": 256 })));
+            // From before the process is there to after the guest has answered.
+            thread::sleep(Duration::from_millis(step * 15));
+            let victims = if step % 2 == 0 { rig.machines() } else { rig.supervisors() };
+            for victim in &victims {
+                kill(victim.pid, Signal::SIGKILL);
+                killed += 1;
+            }
+            creating.join().expect("an answer")
+        });
+        match outcome {
+            // It came up again, or was not killed at all; or it ends now, and is told as ended.
+            Ok(created) => {
+                let id = created["sandbox_id"].clone();
+                if let Err(error) = rig.trigger("sandbox::exec", &json!({ "sandbox_id": id, "argv": ["true"] })) {
+                    assert!(["S002", "S004"].contains(&error["code"].as_str().unwrap_or("")), "{error}");
+                }
+                let _ = rig.trigger("sandbox::stop", &json!({ "sandbox_id": id, "wait": true }));
+            }
+            Err(error) => {
+                assert_eq!(error["code"], "S300", "{error}");
+                assert!(error.to_string().contains("signal 9") || error.to_string().contains("killed"), "{error}");
+                refused += 1;
+            }
+        }
+        assert!(eventually(PATIENCE, quiet).is_some(), "{:#?}", rig.family());
+    }
+    assert!(killed > 3 && rig.machines().is_empty(), "{killed} killed, {refused} refused");
+    let clean = eventually(PATIENCE, || {
+        let left = fs::read_dir(rig.home().join("run")).ok()?.flatten().any(|entry| entry.path().is_dir());
+        (!left).then_some(())
+    });
+    assert!(clean.is_some(), "a run directory is left");
+    assert_eq!(run(&rig).expect("nothing is spoilt")["stdout"], "ok\n");
 }
 
 #[test]
