@@ -9,7 +9,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 INIT := $(TARGET)/$(HOST)/release/iii-init
 PROGRAMS := -p cli -p engine -p daemon -p vm-process
 
-.PHONY: demo test test-kvm bench check build kit images kernel init setup-run setup-test clean-home
+.PHONY: demo test test-kvm bench bench-kvm check build kit images kernel init setup-run setup-test clean-home
 
 demo: setup-run build kit images
 	@./demo $(TARGET)/release
@@ -35,6 +35,13 @@ bench: setup-test build kit images
 	@III_KERNEL=debian images/build-kit $(TARGET)/debian-kit $(INIT) $(TARGET)/debug/xtask
 	@III_BIN_DIR=$(TARGET)/release III_BENCH_DEBIAN_KIT=$(TARGET)/debian-kit \
 	    cargo run --quiet --release -p bench -- --json tests/bench/results.json $(AREAS)
+
+# The benches of VMs on a real /dev/kvm, in an emulated machine: for ratios, per DRIVER.
+bench-kvm: setup-test
+	@./setup rig
+	@$(MAKE) --no-print-directory kit images
+	@images/build-kernel $(TARGET)/rig-kernel rig
+	@tests/rig/bench $(TARGET)/rig-kernel/vmlinux $(TARGET)/rig-bench $(KIT) $(DRIVER) $(AREAS)
 
 # The checks that need no VM: format, lints, docs, tidy, licences (when cargo-deny is installed).
 check:
