@@ -125,8 +125,10 @@ fn kvm() -> Finding {
 
 fn kit(home: &Path) -> Finding {
     let kit = home.join("lib/kit");
-    if !kit.join("scratch.ext4").exists() {
-        return Finding::bad("kit", format!("scratch.ext4 not in {}", kit.display()), "run `make kit`");
+    for disk in ["scratch.ext4", "scratch-throwaway.ext4"] {
+        if !kit.join(disk).exists() {
+            return Finding::bad("kit", format!("{disk} not in {}", kit.display()), "run `make kit`");
+        }
     }
     let asked = ask_vm("--kit", &[&kit]);
     let text = |field: &str| asked[field].as_str().unwrap_or("unknown").to_owned();

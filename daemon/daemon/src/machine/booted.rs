@@ -147,16 +147,17 @@ fn engine_port(machines: &Machines, worker: Option<&str>) -> Option<GatewayPort>
 }
 
 fn writable_disk(machines: &Machines, kind: &Scratch, run: &Path) -> Result<(PathBuf, Option<Flock<File>>), BootError> {
-    let blank = machines.home.kit().join("scratch.ext4");
-    if !blank.exists() {
-        return Err(BootError::Kit { file: "scratch.ext4", kit: machines.home.kit() });
-    }
+    let blank = |file| match machines.home.kit().join(file) {
+        blank if blank.exists() => Ok(blank),
+        _ => Err(BootError::Kit { file, kit: machines.home.kit() }),
+    };
     let failed = |source| BootError::Io { what: "the writable disk".into(), source };
     match kind {
         Scratch::Throwaway => {
             let path = run.join("scratch.ext4");
             require_space(run)?;
-            scratch::copy(&blank, &path).map_err(failed)?;
+            // Without a journal: it is never mounted again, and a journal would only cost its guest time.
+            scratch::copy(&blank("scratch-throwaway.ext4")?, &path).map_err(failed)?;
             Ok((path, None))
         }
         Scratch::Saved => {
@@ -168,7 +169,7 @@ fn writable_disk(machines: &Machines, kind: &Scratch, run: &Path) -> Result<(Pat
             fs::create_dir_all(folder).map_err(failed)?;
             if !path.exists() {
                 require_space(folder)?;
-                scratch::copy(&blank, path).map_err(failed)?;
+                scratch::copy(&blank("scratch.ext4")?, path).map_err(failed)?;
             }
             let file = File::open(path).map_err(failed)?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
