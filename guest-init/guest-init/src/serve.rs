@@ -205,15 +205,22 @@ fn start(services: &Arc<Services>, stream: Arc<Stream>, body: &[u8]) {
     if request == Request::Ping {
         return stream.finish(Ok(Reply::Done));
     }
+    // Nor do those before whose answer nothing else is asked, and for whose answer somebody waits.
+    if matches!(request, Request::Adopt(_) | Request::Renew(_)) {
+        return run_guarded(services, &stream, request);
+    }
     let services = Arc::clone(services);
     let for_panic = Arc::clone(&stream);
-    let thread = thread::Builder::new().stack_size(256 * 1024).spawn(move || {
-        if catch_unwind(AssertUnwindSafe(|| run(&services, &stream, request))).is_err() {
-            stream.finish(Err(failure(ErrorCode::Io, "the request failed inside init")));
-        }
-    });
+    let thread = thread::Builder::new().stack_size(256 * 1024).spawn(move || run_guarded(&services, &stream, request));
     if let Err(error) = thread {
         for_panic.finish(Err(failure(ErrorCode::Io, format!("no thread for the request: {error}"))));
+    }
+}
+
+/// A request that panics fails alone.
+fn run_guarded(services: &Arc<Services>, stream: &Arc<Stream>, request: Request) {
+    if catch_unwind(AssertUnwindSafe(|| run(services, stream, request))).is_err() {
+        stream.finish(Err(failure(ErrorCode::Io, "the request failed inside init")));
     }
 }
 
