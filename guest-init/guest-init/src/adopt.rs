@@ -25,6 +25,7 @@ const CA_VARIABLES: [&str; 5] =
     ["SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE"];
 
 /// Entropy first: everything after it may draw random numbers, and a clone starts with its siblings' state.
+/// Whatever needs no identity is done before `Hello` (`boot`): a clone finds it done.
 pub(crate) fn adopt(identity: &Identity) -> Result<(), GuestFailure> {
     step("seed the random source", || sys::seed_random(&identity.entropy))?;
     set_clock(identity.unix_time_ns)?;
@@ -33,9 +34,10 @@ pub(crate) fn adopt(identity: &Identity) -> Result<(), GuestFailure> {
         network::configure(network)?;
     }
     root::enter(&identity.root, identity.scratch.as_ref())?;
-    step("furnish the root", root::furnish)?;
+    if let Some(bytes) = identity.memory_limit_bytes {
+        tolerate("limit the memory", root::limit_memory(bytes));
+    }
     // An image may lack /etc, or have odd things in it; no program fails for lack of these.
-    tolerate("limit the memory", root::limit_memory(identity.memory_limit_bytes));
     let names = write_names(&identity.hostname, &identity.machine_id, identity.network.as_ref());
     tolerate("write the identity", names);
     if let Some(bundle) = &identity.ca_bundle_pem {

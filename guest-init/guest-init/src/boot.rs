@@ -10,7 +10,7 @@ use guest_protocol::PORT_NAME;
 use nix::mount::{MsFlags, mount};
 
 use crate::serve::{Platform, Services, serve};
-use crate::{network, sys};
+use crate::{network, root, sys};
 
 /// Runs as PID 1 and never returns: what PID 1 returns from is a kernel panic.
 pub fn run() -> ! {
@@ -22,6 +22,7 @@ pub fn run() -> ! {
     std::panic::set_hook(Box::new(|panic| console(&format!("a request panicked: {panic}"))));
     load_modules();
     report("loopback", network::loopback_up());
+    root::prepare(report);
     loop {
         match find_port() {
             Ok(port) => serve(port, Services::new(Platform::Guest)),

@@ -6,17 +6,57 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use guest_protocol::{Disk, GuestFailure};
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot};
 
 use crate::sys;
 use crate::wire::io_failure;
 
+/// What is mounted before anybody knows which root this guest will have, and moves into it.
+const MOVED: [&str; 4] = ["dev", "proc", "sys", "run"];
+
+/// The group that every program joins: a program that takes all memory must not take init along.
+const GROUP: &str = "/sys/fs/cgroup/worker";
+
+/// Mounts what no identity changes, so that a template has it and no clone runs the code for it again. A part that fails
+/// is told to `report`, and is missing: a kernel without cgroups runs programs without limits.
+pub(crate) fn prepare(report: impl Fn(&str, io::Result<()>)) {
+    for folder in ["/lower", "/scratch", "/root.new"] {
+        report(&format!("create {folder}"), fs::create_dir_all(folder));
+    }
+    for (source, target, kind, options) in [
+        ("devpts", "/dev/pts", "devpts", Some("mode=620,ptmxmode=666")),
+        ("shm", "/dev/shm", "tmpfs", Some("mode=1777")),
+        ("run", "/run", "tmpfs", Some("mode=755")),
+        ("cgroup", "/sys/fs/cgroup", "cgroup2", None),
+    ] {
+        let _ = fs::create_dir_all(target);
+        match mount(Some(source), target, Some(kind), MsFlags::MS_NOSUID, options) {
+            Ok(()) | Err(Errno::EBUSY) => {}
+            Err(error) => report(&format!("mount {target}"), Err(error.into())),
+        }
+    }
+    for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
+        let _ = symlink(target, Path::new("/dev").join(link));
+    }
+    report("limit the memory", limit_by_default());
+}
+
+/// Three quarters of the memory: what a guest has until it is told a limit of its own.
+fn limit_by_default() -> io::Result<()> {
+    let bytes = nix::sys::sysinfo::sysinfo()?.ram_total();
+    fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory")?;
+    fs::create_dir_all(GROUP)?;
+    limit_memory((bytes / 4 * 3).max(128 * 1024 * 1024))
+}
+
+pub(crate) fn limit_memory(bytes: u64) -> io::Result<()> {
+    fs::write(Path::new(GROUP).join("memory.max"), bytes.to_string())
+}
+
 /// Mounts `root` read-only, `scratch` over it, and moves this process, and so every later one, into the result.
 pub(crate) fn enter(root: &Disk, scratch: Option<&Disk>) -> Result<(), GuestFailure> {
-    for folder in ["/lower", "/scratch", "/root.new"] {
-        fs::create_dir_all(folder).map_err(|error| io_failure(format!("create {folder}"), &error))?;
-    }
     mount_disk(root, "/lower", MsFlags::MS_RDONLY, None)?;
     match scratch {
         Some(disk) => mount_disk(disk, "/scratch", MsFlags::MS_NOATIME, Some("noinit_itable"))?,
@@ -32,12 +72,17 @@ pub(crate) fn enter(root: &Disk, scratch: Option<&Disk>) -> Result<(), GuestFail
         let layers = "lowerdir=/lower,upperdir=/scratch/upper,workdir=/scratch/work,redirect_dir=on";
         Ok(mount(Some("root"), "/root.new", Some("overlay"), MsFlags::empty(), Some(layers))?)
     })?;
-    for folder in ["dev", "proc", "sys"] {
+    for folder in MOVED {
         step(&format!("move /{folder}"), || {
             let target = Path::new("/root.new").join(folder);
-            fs::create_dir_all(&target)?;
             let from = Path::new("/").join(folder);
-            Ok(mount(Some(&from), &target, None::<&str>, MsFlags::MS_MOVE, None::<&str>)?)
+            let into_root = || mount(Some(&from), &target, None::<&str>, MsFlags::MS_MOVE, None::<&str>);
+            // An image has these folders, unless it was made by others than us.
+            if into_root() == Err(Errno::ENOENT) {
+                fs::create_dir_all(&target)?;
+                into_root()?;
+            }
+            Ok(())
         })?;
     }
     step("enter the root", || {
@@ -45,7 +90,18 @@ pub(crate) fn enter(root: &Disk, scratch: Option<&Disk>) -> Result<(), GuestFail
         mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
         chroot(".")?;
         Ok(chdir("/")?)
-    })
+    })?;
+    step("open /tmp to everybody", open_tmp)
+}
+
+/// Most images have it as it should be; to change it nevertheless would be this guest's first write.
+fn open_tmp() -> io::Result<()> {
+    const MODE: u32 = 0o1777;
+    if fs::metadata("/tmp").is_ok_and(|found| found.is_dir() && found.permissions().mode() & 0o7777 == MODE) {
+        return Ok(());
+    }
+    fs::create_dir_all("/tmp")?;
+    fs::set_permissions("/tmp", fs::Permissions::from_mode(MODE))
 }
 
 fn step(what: &str, act: impl FnOnce() -> io::Result<()>) -> Result<(), GuestFailure> {
@@ -58,43 +114,4 @@ fn mount_disk(disk: &Disk, target: &str, flags: MsFlags, options: Option<&str>) 
         sys::forget_cached_blocks(&disk.device)?;
         Ok(mount(Some(disk.device.as_str()), target, Some(disk.filesystem.as_str()), flags, options)?)
     })
-}
-
-/// What programs expect to find mounted, in the new root.
-pub(crate) fn furnish() -> io::Result<()> {
-    for (source, target, kind, options) in [
-        ("devpts", "/dev/pts", "devpts", "mode=620,ptmxmode=666"),
-        ("shm", "/dev/shm", "tmpfs", "mode=1777"),
-        ("run", "/run", "tmpfs", "mode=755"),
-        ("cgroup", "/sys/fs/cgroup", "cgroup2", ""),
-    ] {
-        fs::create_dir_all(target)?;
-        let options = (!options.is_empty()).then_some(options);
-        match mount(Some(source), target, Some(kind), MsFlags::MS_NOSUID, options) {
-            // A kernel without cgroups runs programs without limits.
-            Ok(()) | Err(nix::errno::Errno::EBUSY) => {}
-            Err(_) if kind == "cgroup2" => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
-        let _ = symlink(target, Path::new("/dev").join(link));
-    }
-    fs::create_dir_all("/tmp")?;
-    fs::set_permissions("/tmp", fs::Permissions::from_mode(0o1777))
-}
-
-/// The group that every program joins, and its limit: a program that takes all memory must not take init along.
-pub(crate) fn limit_memory(bytes: Option<u64>) -> io::Result<()> {
-    let bytes = match bytes {
-        Some(bytes) => bytes,
-        None => {
-            let info = fs::read_to_string("/proc/meminfo")?;
-            let kib: u64 = info.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
-            (kib * 1024 / 4 * 3).max(128 * 1024 * 1024)
-        }
-    };
-    fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory")?;
-    fs::create_dir_all("/sys/fs/cgroup/worker")?;
-    fs::write("/sys/fs/cgroup/worker/memory.max", bytes.to_string())
 }
