@@ -5,14 +5,14 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use guest_protocol::{GuestFailure, Identity, Network};
+use guest_protocol::{GuestFailure, Identity};
 use nix::mount::{MsFlags, mount};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 
 use crate::users::Account;
 use crate::wire::io_failure;
-use crate::{boot, network, root, sys};
+use crate::{boot, names, network, root, sys};
 
 /// Where the host's certificate authorities are in the guest.
 const CA_BUNDLE: &str = "/run/iii/ca-certificates.crt";
@@ -24,9 +24,9 @@ const IMAGE_CA_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 const CA_VARIABLES: [&str; 5] =
     ["SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE"];
 
-/// Entropy first: everything after it may draw random numbers, and a clone starts with its siblings' state.
-/// Whatever needs no identity is done before `Hello` (`boot`): a clone finds it done.
-pub(crate) fn adopt(identity: &Identity) -> Result<(), GuestFailure> {
+/// Entropy first: everything after it may draw random numbers, and a clone starts with its siblings' state. Returns the
+/// boot id. Whatever needs no identity is done before `Hello` (`boot`): a clone finds it done.
+pub(crate) fn adopt(identity: &Identity) -> Result<String, GuestFailure> {
     step("seed the random source", || sys::seed_random(&identity.entropy))?;
     set_clock(identity.unix_time_ns)?;
     step("set the host name", || Ok(nix::unistd::sethostname(&identity.hostname)?))?;
@@ -37,13 +37,13 @@ pub(crate) fn adopt(identity: &Identity) -> Result<(), GuestFailure> {
     if let Some(bytes) = identity.memory_limit_bytes {
         tolerate("limit the memory", root::limit_memory(bytes));
     }
-    // An image may lack /etc, or have odd things in it; no program fails for lack of these.
-    let names = write_names(&identity.hostname, &identity.machine_id, identity.network.as_ref());
+    let names = names::write(&identity.hostname, &identity.machine_id, identity.network.as_ref());
     tolerate("write the identity", names);
+    names::show();
     if let Some(bundle) = &identity.ca_bundle_pem {
         tolerate("install the certificate authorities", install_authorities(bundle));
     }
-    Ok(())
+    step("change the boot id", names::change_boot_id)
 }
 
 pub(crate) fn set_clock(unix_time_ns: u64) -> Result<(), GuestFailure> {
@@ -53,7 +53,7 @@ pub(crate) fn set_clock(unix_time_ns: u64) -> Result<(), GuestFailure> {
     })
 }
 
-pub(crate) fn step(what: &str, act: impl FnOnce() -> io::Result<()>) -> Result<(), GuestFailure> {
+pub(crate) fn step<T>(what: &str, act: impl FnOnce() -> io::Result<T>) -> Result<T, GuestFailure> {
     act().map_err(|error| io_failure(what, &error))
 }
 
@@ -61,14 +61,6 @@ pub(crate) fn tolerate(what: &str, result: io::Result<()>) {
     if let Err(error) = result {
         boot::console(&format!("{what}: {error}"));
     }
-}
-
-/// The files by which programs know who and where they are.
-pub(crate) fn write_names(hostname: &str, machine_id: &str, network: Option<&Network>) -> io::Result<()> {
-    fs::create_dir_all("/etc")?;
-    network::replace("/etc/hostname", &format!("{hostname}\n"))?;
-    network::replace("/etc/machine-id", &format!("{machine_id}\n"))?;
-    network::write_name_files(hostname, network)
 }
 
 fn install_authorities(bundle: &str) -> io::Result<()> {

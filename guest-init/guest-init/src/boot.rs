@@ -10,7 +10,7 @@ use guest_protocol::PORT_NAME;
 use nix::mount::{MsFlags, mount};
 
 use crate::serve::{Platform, Services, serve};
-use crate::{network, root, sys};
+use crate::{names, network, root, sys};
 
 /// Runs as PID 1 and never returns: what PID 1 returns from is a kernel panic.
 pub fn run() -> ! {
@@ -23,6 +23,7 @@ pub fn run() -> ! {
     load_modules();
     report("loopback", network::loopback_up());
     root::prepare(report);
+    report("prepare the names", names::prepare());
     loop {
         match find_port() {
             Ok(port) => serve(port, Services::new(Platform::Guest)),

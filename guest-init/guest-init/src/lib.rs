@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! channel ─► wire (one reader, one locked writer) ─► a thread per request
-//!                                                     ├─ adopt      identity, disks, network      (adopt, network, root)
-//!                                                     ├─ renew      a child's own identity        (renew, network)
+//!                                                     ├─ adopt      identity, disks, network      (adopt, names, network, root)
+//!                                                     ├─ renew      a child's own identity        (renew, names, network)
 //!                                                     ├─ exec       one program                   (exec, life)
 //!                                                     ├─ supervise  one program, life after life  (supervise, life)
 //!                                                     ├─ files      list, read, write, ...        (files, upload)
@@ -23,6 +23,7 @@ pub mod boot;
 mod exec;
 mod files;
 mod life;
+mod names;
 mod network;
 mod reaper;
 mod renew;

@@ -1,12 +1,15 @@
-//! The guest's interfaces and the files that name hosts.
+//! The guest's interfaces.
 
-use std::fs;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use guest_protocol::{ErrorCode, GuestFailure, Network};
 
 use crate::sys::Interface;
 use crate::wire::{failure, io_failure};
+
+/// Whether `eth0` has ever had an address from us.
+static CONFIGURED: AtomicBool = AtomicBool::new(false);
 
 pub(crate) fn loopback_up() -> io::Result<()> {
     Interface::open("lo")?.up()
@@ -17,6 +20,7 @@ pub(crate) fn loopback_up() -> io::Result<()> {
 pub(crate) fn configure(network: &Network) -> Result<(), GuestFailure> {
     let mac = parse_mac(&network.mac)
         .ok_or_else(|| failure(ErrorCode::Invalid, format!("`{}` is no MAC address", network.mac)))?;
+    CONFIGURED.store(true, Ordering::Relaxed);
     let step = |what: &'static str| move |error: io::Error| io_failure(format!("eth0: {what}"), &error);
     let mut interface = Interface::open("eth0").map_err(step("open"))?;
     interface.down().map_err(step("take down"))?;
@@ -27,8 +31,11 @@ pub(crate) fn configure(network: &Network) -> Result<(), GuestFailure> {
     interface.default_route(network.gateway).map_err(step("set the default route"))
 }
 
-/// Leaves `eth0`, if there is one, without address and link.
+/// Leaves `eth0`, if it was ever configured, without address and link.
 pub(crate) fn leave() -> io::Result<()> {
+    if !CONFIGURED.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     let mut interface = Interface::open("eth0")?;
     match interface.down().and_then(|()| interface.clear_address()) {
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
@@ -43,28 +50,6 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
         *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
     }
     parts.next().is_none().then_some(mac)
-}
-
-/// `/etc/hosts` and `/etc/resolv.conf`, in the new root. An image may ship either as a link to elsewhere.
-pub(crate) fn write_name_files(hostname: &str, network: Option<&Network>) -> io::Result<()> {
-    let mut hosts = format!("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {hostname}\n");
-    let mut resolver = String::new();
-    if let Some(network) = network {
-        for (name, address) in &network.hosts {
-            hosts.push_str(&format!("{address} {name}\n"));
-        }
-        resolver = format!("nameserver {}\n", network.dns);
-    }
-    replace("/etc/hosts", &hosts)?;
-    replace("/etc/resolv.conf", &resolver)
-}
-
-/// Puts a file in place of whatever stands there, at once: programs of a child may be reading it.
-pub(crate) fn replace(path: &str, content: &str) -> io::Result<()> {
-    let next = format!("{path}.iii-new");
-    let _ = fs::remove_file(&next);
-    fs::write(&next, content)?;
-    fs::rename(&next, path)
 }
 
 #[cfg(test)]

@@ -253,9 +253,10 @@ fn run(services: &Arc<Services>, stream: &Arc<Stream>, request: Request) {
 }
 
 fn adopted_as(services: &Services, identity: &guest_protocol::Identity) -> Result<Reply, GuestFailure> {
-    if services.platform == Platform::Guest {
-        adopt::adopt(identity)?;
-    }
+    let boot_id = match services.platform {
+        Platform::Guest => adopt::adopt(identity)?,
+        Platform::Process => kernel_boot_id(),
+    };
     let account = Account::find(&identity.user)?;
     let mut base = lock(&services.base);
     *base = Base {
@@ -265,22 +266,26 @@ fn adopted_as(services: &Services, identity: &guest_protocol::Identity) -> Resul
         account,
         open_files: identity.open_files,
     };
-    Ok(myself())
+    Ok(myself(boot_id))
 }
 
 fn renewed_as(services: &Services, renewal: &guest_protocol::Renewal) -> Result<Reply, GuestFailure> {
     let mut forks = lock(&services.forks);
     *forks += 1;
-    if services.platform == Platform::Guest {
-        renew::renew(renewal, *forks)?;
-    }
-    Ok(myself())
+    let boot_id = match services.platform {
+        Platform::Guest => renew::renew(renewal, *forks)?,
+        Platform::Process => kernel_boot_id(),
+    };
+    Ok(myself(boot_id))
 }
 
 /// What a guest that has just become somebody says.
-fn myself() -> Reply {
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    Reply::Adopted { kernel: kernel_release(), boot_id: boot_id.trim().to_owned(), version: PROTOCOL_VERSION }
+fn myself(boot_id: String) -> Reply {
+    Reply::Adopted { kernel: kernel_release(), boot_id, version: PROTOCOL_VERSION }
+}
+
+fn kernel_boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 fn set_clock(services: &Services, unix_time_ns: u64) -> Result<Reply, GuestFailure> {

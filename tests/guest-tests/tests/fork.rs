@@ -147,6 +147,9 @@ fn the_sources_streams_survive_and_disks_part_ways() {
         sh(&rig, &grandchild, "cat /srv/file; grep -o 'generation...[0-9]*' /run/iii/fork.json | tr -dc 0-9"),
         "1\n2"
     );
+    // Both files are mounts by now, of a renewal before.
+    let names = "test $(hostname) = $(cat /etc/hostname) && grep -c \" $(hostname)$\" /etc/hosts";
+    assert_eq!(sh(&rig, &grandchild, names), "1\n");
     assert!(eventually(PATIENCE, || (count(&rig, &grandchild) > so_far).then_some(())).is_some(), "it stands still");
     let left = eventually(PATIENCE, || (rig.machines().len() == 1).then_some(()));
     assert!(left.is_some(), "{:#?}", rig.machines());
