@@ -14,7 +14,7 @@ use crate::error::KrunError;
 use crate::ffi::Context;
 use crate::sys;
 
-/// The argument with which `iii-vm` is started as a VM's process; a description and [`Ends`] follow it.
+/// The argument with which `iii-vm` is started as a VM's process; a description and the numbers of two descriptors follow it.
 pub const ENTER_FLAG: &str = "--libkrun";
 
 /// libkrun counts processors in a byte, and its interrupt controller's table ends before that.

@@ -49,7 +49,7 @@ impl Pretend {
 async fn failure(vm: &mut Vm) -> (String, String) {
     match tokio::time::timeout(Duration::from_secs(20), vm.wait()).await.expect("it ends") {
         VmExit::Failed { reason, console_tail, .. } => (reason, console_tail),
-        VmExit::Stopped => panic!("it did not stop"),
+        VmExit::Stopped | VmExit::Unrestorable { .. } => panic!("it did not stop"),
     }
 }
 
