@@ -18,6 +18,10 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// Until a restored guest has taken its new identity.
 const RENEWAL_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Longer than the slowest disk takes to write a guest's memory: beyond it the VM's process hangs, and whoever waits
+/// for the machine would hang with it.
+const ANSWER: Duration = Duration::from_secs(180);
+
 /// Why a machine was not saved. It goes on as before, unless it ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SaveError {
@@ -25,6 +29,8 @@ pub(crate) enum SaveError {
     Guest { source: GuestError },
     #[error(transparent)]
     Vm(#[from] CommandError),
+    #[error("the VM's process did not answer within {} s", ANSWER.as_secs())]
+    NoAnswer,
 }
 
 /// What a restored machine is to be.
@@ -48,20 +54,19 @@ impl Machine {
     pub(crate) async fn save(&mut self, folder: &Path, durable: bool) -> Result<SnapshotTaken, SaveError> {
         let frozen = self.guest.freeze(SILENCE).await.map_err(|source| SaveError::Guest { source })?;
         let request = SnapshotRequest { folder: folder.to_owned(), leave_paused: false, durable };
-        let taken = self.vm.snapshot(request).await;
+        let taken = tokio::time::timeout(ANSWER, self.vm.snapshot(request)).await;
         frozen.thaw();
-        if taken.is_ok() {
-            self.set_clock().await;
-        }
-        Ok(taken?)
+        let taken = taken.map_err(|_| SaveError::NoAnswer)??;
+        self.set_clock().await;
+        Ok(taken)
     }
 
-    pub(crate) async fn pause(&mut self) -> Result<(), CommandError> {
-        self.vm.pause().await
+    pub(crate) async fn pause(&mut self) -> Result<(), SaveError> {
+        Ok(tokio::time::timeout(ANSWER, self.vm.pause()).await.map_err(|_| SaveError::NoAnswer)??)
     }
 
-    pub(crate) async fn resume(&mut self) -> Result<(), CommandError> {
-        self.vm.resume().await?;
+    pub(crate) async fn resume(&mut self) -> Result<(), SaveError> {
+        tokio::time::timeout(ANSWER, self.vm.resume()).await.map_err(|_| SaveError::NoAnswer)??;
         self.set_clock().await;
         Ok(())
     }

@@ -242,7 +242,7 @@ impl Sandboxes {
         let sandbox = self.find(id)?;
         let mut machine = sandbox.machine.lock().await;
         let Some(machine) = machine.as_mut() else { return Err(sandbox.gone()) };
-        machine.pause().await.map_err(command_error)?;
+        machine.pause().await.map_err(save_error)?;
         sandbox.paused.store(true, Ordering::Relaxed);
         Ok(sandbox.id)
     }
@@ -251,7 +251,7 @@ impl Sandboxes {
         let sandbox = self.find(id)?;
         let mut machine = sandbox.machine.lock().await;
         let Some(machine) = machine.as_mut() else { return Err(sandbox.gone()) };
-        machine.resume().await.map_err(command_error)?;
+        machine.resume().await.map_err(save_error)?;
         sandbox.touch();
         sandbox.paused.store(false, Ordering::Relaxed);
         Ok(sandbox.id)
@@ -282,6 +282,7 @@ fn milliseconds(taken: &SnapshotTaken) -> f64 {
 fn save_error(error: SaveError) -> SandboxError {
     match error {
         SaveError::Vm(error) => command_error(error),
+        SaveError::NoAnswer => SandboxError::new(Kind::SnapshotFailed, error.to_string()),
         SaveError::Guest { source } => {
             SandboxError::new(Kind::SnapshotFailed, format!("the guest did not fall silent: {source}"))
         }

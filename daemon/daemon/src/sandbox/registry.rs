@@ -244,6 +244,10 @@ impl Sandboxes {
     pub(crate) async fn reap(&self) {
         let all: Vec<_> = self.living().values().cloned().collect();
         for sandbox in all {
+            // One that is being saved is in use, and the others need not wait for it.
+            if sandbox.machine.try_lock().is_err() {
+                continue;
+            }
             if sandbox.learn_its_end(Duration::from_millis(1)).await || sandbox.is_idle() {
                 self.end(sandbox).await;
             }
