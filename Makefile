@@ -41,7 +41,9 @@ bench-kvm: setup-test
 	@./setup rig
 	@$(MAKE) --no-print-directory kit images
 	@images/build-kernel $(TARGET)/rig-kernel rig
-	@tests/rig/bench $(TARGET)/rig-kernel/vmlinux $(TARGET)/rig-bench $(KIT) $(DRIVER) $(AREAS)
+	@own=$${XDG_CACHE_HOME:-$$HOME/.cache}/iii/guest-kernel; [ -f $$own/vmlinux ] || own=$(TARGET)/rig-kernel; \
+	    III_OWN_KERNEL=$$own images/build-kit $(TARGET)/rig-kit $(INIT) $(TARGET)/debug/xtask
+	@tests/rig/bench $(TARGET)/rig-kernel/vmlinux $(TARGET)/rig-bench $(TARGET)/rig-kit $(DRIVER) $(AREAS)
 
 # The checks that need no VM: format, lints, docs, tidy, licences (when cargo-deny is installed).
 check:

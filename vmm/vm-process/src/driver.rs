@@ -25,6 +25,8 @@ pub(crate) enum DriverError {
     TakenOn(#[from] UnknownChoice),
     #[error(transparent)]
     Choice(#[from] ChoiceError),
+    #[error("the snapshot needs another driver or accelerator than the configuration names")]
+    SnapshotElsewhere,
     #[error("the snapshot was taken elsewhere: {0}")]
     SnapshotNeeds(ChoiceError),
     #[error(transparent)]
@@ -39,6 +41,7 @@ impl DriverError {
             Self::Kit(error) => Some(error.hint().to_owned()),
             Self::Snapshot(error) => error.hint(),
             Self::TakenOn(error) => Some(error.hint()),
+            Self::SnapshotElsewhere => Some("set driver and accel to `auto`, or take the snapshot anew".to_owned()),
             Self::Choice(error) | Self::SnapshotNeeds(error) => Some(error.hint()),
             Self::Qemu(error) => error.hint(),
             Self::Krun(error) => error.hint(),
@@ -62,8 +65,12 @@ pub(crate) enum Running {
 fn asked_for(spec: &VmSpec) -> Result<(DriverChoice, AccelChoice), DriverError> {
     match &spec.template {
         TemplateUse::Snapshot { folder, .. } => {
-            // No other driver takes any; QEMU's refuses what is not its own.
-            Ok((DriverChoice::Qemu, SnapshotInfo::read(folder)?.accel.parse()?))
+            let accel: AccelChoice = SnapshotInfo::read(folder)?.accel.parse()?;
+            // No other driver takes any; QEMU's refuses what is not its own. What the operator named is not replaced.
+            if spec.driver == DriverChoice::Libkrun || (spec.accel != AccelChoice::Auto && spec.accel != accel) {
+                return Err(DriverError::SnapshotElsewhere);
+            }
+            Ok((DriverChoice::Qemu, accel))
         }
         TemplateUse::Clone | TemplateUse::Never | TemplateUse::Discard => Ok((spec.driver, spec.accel)),
     }

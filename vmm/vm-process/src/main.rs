@@ -56,7 +56,7 @@ impl Failure {
         match self {
             Self::Driver(DriverError::Qemu(error)) => error.unrestorable(),
             Self::Driver(DriverError::Snapshot(_)) => Some(Unrestorable::Damaged),
-            Self::Driver(DriverError::SnapshotNeeds(_)) => Some(Unrestorable::Unfit),
+            Self::Driver(DriverError::SnapshotNeeds(_) | DriverError::SnapshotElsewhere) => Some(Unrestorable::Unfit),
             _ => None,
         }
     }

@@ -172,8 +172,15 @@ impl<'a> Driver<'a> {
             Err(error) => {
                 running.process.kill();
                 let _ = running.process.wait();
-                let reason = format!("{error} ({})", running.process.last_message());
-                Err(damaged(reason))
+                let said = running.process.last_message();
+                match error {
+                    // Want of time or memory says nothing of what was saved.
+                    QemuError::TooSlow { .. } => Err(error),
+                    QemuError::Ended { during, .. } if said.contains("memory") => {
+                        Err(QemuError::Ended { during, said })
+                    }
+                    error => Err(damaged(format!("{error} ({said})"))),
+                }
             }
         }
     }

@@ -65,7 +65,8 @@ async fn run(
 
 /// The code travels with the command, where it is short enough: one request less.
 fn job(sandboxes: &Sandboxes, request: &Run) -> Result<Job, SandboxError> {
-    let lang = request.lang.as_deref().unwrap_or(match request.image.as_str() {
+    let source = sandboxes.image_of(&request.image)?;
+    let lang = request.lang.as_deref().unwrap_or(match source.as_str() {
         "python" => "python",
         "node" => "node",
         _ => "shell",

@@ -97,7 +97,7 @@ impl Booted {
         let running = Instant::now();
         let guest = Guest::connect(channel)
             .map_err(|source| BootError::Io { what: "the guest's channel".into(), source })
-            .map_err(|error| Failed { error, restored })?;
+            .map_err(|error| Failed { error, restored, warm: false })?;
         Ok(Self { guest, vm, driver, restored, slot, prepared, running, scratch_lock, run })
     }
 }

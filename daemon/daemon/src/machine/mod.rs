@@ -106,11 +106,13 @@ struct Failed {
     error: BootError,
     /// Whether the guest was a clone of a template.
     restored: bool,
+    /// Whether it had been booted before anybody asked.
+    warm: bool,
 }
 
 impl From<BootError> for Failed {
     fn from(error: BootError) -> Self {
-        Self { error, restored: false }
+        Self { error, restored: false, warm: false }
     }
 }
 
@@ -165,7 +167,12 @@ impl Machines {
         let plan = Plan::new(&request, &rootfs, template)?;
         progress(BootProgress::Booting);
         match self.attempt(&request, &rootfs, &plan, progress).await {
-            Err(Failed { error, restored: true }) => {
+            Err(Failed { error, warm: true, .. }) => {
+                let message = format!("a VM that waited is of no use, booting instead: {}", error.explain());
+                progress(BootProgress::Warning(message));
+                self.attempt(&request, &rootfs, &Plan { template: TemplateUse::Never, ..plan }, progress).await
+            }
+            Err(Failed { error, restored: true, .. }) => {
                 let message = format!("a clone of the template did not come up, booting instead: {}", error.explain());
                 progress(BootProgress::Warning(message));
                 let plan = Plan { template: TemplateUse::Discard, ..plan };
@@ -216,7 +223,7 @@ impl Machines {
                 // The next attempt may need the same disk.
                 booted.vm.kill();
                 booted.vm.wait().await;
-                Err(Failed { error, restored })
+                Err(Failed { error, restored, warm })
             }
         }
     }

@@ -20,7 +20,7 @@ const RENEWAL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Longer than the slowest disk takes to write a guest's memory: beyond it the VM's process hangs, and whoever waits
 /// for the machine would hang with it.
-const ANSWER: Duration = Duration::from_secs(180);
+const ANSWER: Duration = Duration::from_secs(600);
 
 /// Why a machine was not saved. It goes on as before, unless it ended.
 #[derive(Debug, thiserror::Error)]
@@ -56,19 +56,32 @@ impl Machine {
         let request = SnapshotRequest { folder: folder.to_owned(), leave_paused: false, durable };
         let taken = tokio::time::timeout(ANSWER, self.vm.snapshot(request)).await;
         frozen.thaw();
-        let taken = taken.map_err(|_| SaveError::NoAnswer)??;
+        let Ok(taken) = taken else { return Err(self.unknown_state().await) };
+        let taken = taken?;
         self.set_clock().await;
         Ok(taken)
     }
 
     pub(crate) async fn pause(&mut self) -> Result<(), SaveError> {
-        Ok(tokio::time::timeout(ANSWER, self.vm.pause()).await.map_err(|_| SaveError::NoAnswer)??)
+        match tokio::time::timeout(ANSWER, self.vm.pause()).await {
+            Ok(paused) => Ok(paused?),
+            Err(_) => Err(self.unknown_state().await),
+        }
     }
 
     pub(crate) async fn resume(&mut self) -> Result<(), SaveError> {
-        tokio::time::timeout(ANSWER, self.vm.resume()).await.map_err(|_| SaveError::NoAnswer)??;
+        let Ok(resumed) = tokio::time::timeout(ANSWER, self.vm.resume()).await else {
+            return Err(self.unknown_state().await);
+        };
+        resumed?;
         self.set_clock().await;
         Ok(())
+    }
+
+    /// A VM that has not answered may stand still or run, be saved or not: it is ended.
+    async fn unknown_state(&mut self) -> SaveError {
+        self.kill().await;
+        SaveError::NoAnswer
     }
 
     /// The guest's clock stood still with it. One that does not answer keeps a wrong one: that is its own loss.

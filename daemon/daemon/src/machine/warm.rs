@@ -105,6 +105,10 @@ impl Warm {
         if state.closed || kind.memory_mib > self.limit_mib || state.count(kind) >= OF_A_KIND {
             return None;
         }
+        let others: u32 = state.waiting.iter().filter(|one| one.kind != *kind).map(|one| one.kind.memory_mib).sum();
+        if state.memory_mib() - others + kind.memory_mib > self.limit_mib {
+            return None;
+        }
         let mut gone = Vec::new();
         while state.memory_mib() + kind.memory_mib > self.limit_mib {
             let others = state.waiting.iter().enumerate().filter(|(_, one)| one.kind != *kind);
@@ -126,6 +130,10 @@ impl Warm {
             let quiet = |_: BootProgress| {};
             let started = async {
                 let booted = Booted::start(&machines, &plan, &quiet).await.ok()?;
+                // What is restored needs no one like it to wait.
+                if booted.restored {
+                    return None;
+                }
                 booted.guest.ready().await.ok()?;
                 Some(booted)
             };

@@ -44,7 +44,7 @@ impl Sandboxes {
         if let Some(name) = &request.name {
             self.snapshots.check_name(name)?;
         }
-        let (id, folder) = self.snapshots.begin()?;
+        let (id, folder, _making) = self.snapshots.begin()?;
         let made = async {
             let taken = self.save(&sandbox, folder.join("vm"), true).await?;
             let about = About {
@@ -52,6 +52,7 @@ impl Sandboxes {
                 name: request.name,
                 image: sandbox.image.clone(),
                 network: sandbox.network,
+                env: sandbox.env.clone(),
                 source: sandbox.id,
                 created_at: unix_seconds(),
                 size_bytes: taken.memory_bytes,
@@ -105,6 +106,14 @@ impl Sandboxes {
         Ok(Restored { sandbox_ids: words(&sandbox_ids), paused_ms: Some(milliseconds(&taken)) })
     }
 
+    /// The image behind `image`, which may be a snapshot of one.
+    pub(crate) fn image_of(&self, image: &str) -> Result<String, SandboxError> {
+        match self.snapshot_named(image) {
+            Some(stored) => Ok(stored?.about.image),
+            None => Ok(image.to_owned()),
+        }
+    }
+
     /// What `create` and `run` call an image, if it is a snapshot.
     pub(crate) fn snapshot_named(&self, image: &str) -> Option<Result<Stored, SandboxError>> {
         let name = image.strip_prefix(PREFIX)?;
@@ -121,6 +130,7 @@ impl Sandboxes {
         };
         let network = (request.network.is_some_and(|asked| asked != stored.about.network))
             .then(|| format!("network is {}, but the snapshot has {}", !stored.about.network, stored.about.network));
+        self.check_size(&stored.about.image, info.vcpus.get(), info.memory.mib())?;
         let problem = differs("cpus", request.cpus, info.vcpus.get())
             .or_else(|| differs("memory_mb", request.memory_mb, info.memory.mib()))
             .or(network);
@@ -141,8 +151,10 @@ impl Sandboxes {
         env: Option<&daemon_api::sandbox::Env>,
     ) -> Result<Common, SandboxError> {
         // An image that is not allowed any more is not brought back by a snapshot of it.
-        let image = self.image(&stored.about.image).await?;
-        self.machines.image(&image, &|_| {}).await.map_err(boot_error)?;
+        self.image(&stored.about.image).await?;
+        let info = vmm::SnapshotInfo::read(&stored.vm)
+            .map_err(|error| SandboxError::new(Kind::SnapshotDamaged, error.to_string()))?;
+        self.check_size(&stored.about.image, info.vcpus.get(), info.memory.mib())?;
         Ok(Common {
             folder: stored.vm.clone(),
             image: stored.about.image.clone(),
@@ -150,7 +162,7 @@ impl Sandboxes {
             parent: stored.about.id,
             name,
             idle_timeout_secs,
-            env: environment(env)?,
+            env: stored.about.env.clone().into_iter().chain(environment(env)?).collect(),
         })
     }
 
@@ -184,7 +196,15 @@ impl Sandboxes {
         let (ids, errors): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
         let ids: Vec<Uuid> = ids.into_iter().flatten().collect();
         match errors.into_iter().find_map(Result::err) {
-            None => Ok(ids),
+            None => {
+                // The first have waited for the last: that was not idleness.
+                for id in &ids {
+                    if let Ok(sandbox) = self.find(&id.to_string()) {
+                        sandbox.touch();
+                    }
+                }
+                Ok(ids)
+            }
             Some(error) => {
                 for id in ids {
                     let _ = self.stop(&id.to_string(), true).await;
@@ -230,10 +250,18 @@ impl Sandboxes {
             if sandbox.paused.load(Ordering::Relaxed) {
                 return Err(paused(sandbox.id));
             }
-            sandbox.touch();
             let mut machine = sandbox.machine.lock().await;
             let Some(machine) = machine.as_mut() else { return Err(sandbox.gone()) };
-            machine.save(&folder, durable).await.map_err(save_error)
+            let saved = tokio::select! {
+                saved = machine.save(&folder, durable) => saved.map_err(save_error),
+                // Whoever stops it need not wait: what is half saved ends with the VM.
+                () = sandbox.stopped.cancelled() => Err(sandbox.gone()),
+            };
+            if matches!(&saved, Err(error) if error.kind == Kind::AlreadyStopped) {
+                machine.kill().await;
+            }
+            sandbox.touch();
+            saved
         });
         saving.await.map_err(|error| SandboxError::new(Kind::SnapshotFailed, error.to_string()))?
     }
@@ -282,7 +310,7 @@ fn milliseconds(taken: &SnapshotTaken) -> f64 {
 fn save_error(error: SaveError) -> SandboxError {
     match error {
         SaveError::Vm(error) => command_error(error),
-        SaveError::NoAnswer => SandboxError::new(Kind::SnapshotFailed, error.to_string()),
+        SaveError::NoAnswer => SandboxError::new(Kind::AlreadyStopped, error.to_string()),
         SaveError::Guest { source } => {
             SandboxError::new(Kind::SnapshotFailed, format!("the guest did not fall silent: {source}"))
         }

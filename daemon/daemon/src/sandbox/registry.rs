@@ -55,7 +55,7 @@ pub(super) struct Sandbox {
     /// Commands and file transfers.
     seats: AtomicU32,
     /// Cancelled when the sandbox is stopped: whoever works in it fails at once.
-    stopped: CancellationToken,
+    pub(super) stopped: CancellationToken,
     pub(super) machine: tokio::sync::Mutex<Option<Machine>>,
     /// Why its VM ended by itself.
     cause: OnceLock<String>,
@@ -169,7 +169,7 @@ impl Sandboxes {
         PRESETS.iter().map(|(name, _)| *name).chain(self.config.custom_images.keys().map(String::as_str))
     }
 
-    fn check_size(&self, image: &str, vcpus: u32, memory_mib: u32) -> Result<(), SandboxError> {
+    pub(super) fn check_size(&self, image: &str, vcpus: u32, memory_mib: u32) -> Result<(), SandboxError> {
         let caps = self.config.per_image_caps.get(image).cloned().unwrap_or_default();
         let over = |what: &str, asked: u32, max: Option<u32>| match max {
             _ if asked == 0 => Some(format!("{what} is 0")),

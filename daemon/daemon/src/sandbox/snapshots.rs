@@ -5,7 +5,8 @@
 //!                         about.json   written last; a folder without it was never finished
 //! ```
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -13,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use daemon_api::snapshot::Row;
 use daemon_api::{SandboxError, SandboxErrorKind as Kind};
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use vmm::SnapshotInfo;
@@ -22,8 +24,11 @@ const ABOUT: &str = "about.json";
 /// Names are for people to type.
 const MAX_NAME_CHARS: usize = 64;
 
-/// Whoever makes a snapshot is done, or gone, by then.
-const UNFINISHED: Duration = Duration::from_secs(15 * 60);
+/// Locked by whoever makes the snapshot, until it is finished.
+const MAKER: &str = "maker";
+
+/// Between a folder and the lock in it lie two system calls.
+const JUST_BEGUN: Duration = Duration::from_secs(60);
 
 /// What a sandbox of a snapshot needs to know of its source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +38,9 @@ pub(crate) struct About {
     /// As the source was asked for; restoring needs the same permission.
     pub(crate) image: String,
     pub(crate) network: bool,
+    /// What its commands were given.
+    #[serde(default)]
+    pub(crate) env: BTreeMap<String, String>,
     /// The sandbox it was taken of.
     pub(crate) source: Uuid,
     /// Seconds since 1970.
@@ -61,9 +69,7 @@ impl Snapshots {
     pub(crate) fn open(folder: PathBuf) -> Self {
         let snapshots = Self { folder, naming: Mutex::new(()) };
         for folder in snapshots.folders() {
-            let age =
-                fs::metadata(&folder).and_then(|about| about.modified()).ok().and_then(|time| time.elapsed().ok());
-            if !folder.join(ABOUT).exists() && age.is_none_or(|age| age > UNFINISHED) {
+            if !folder.join(ABOUT).exists() && is_abandoned(&folder) {
                 let _ = fs::remove_dir_all(folder);
             }
         }
@@ -74,12 +80,17 @@ impl Snapshots {
         fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
     }
 
-    /// A folder for a snapshot that is to be made, and its id.
-    pub(crate) fn begin(&self) -> Result<(Uuid, PathBuf), SandboxError> {
+    /// A folder for a snapshot that is to be made, its id, and what keeps it from being swept until it is finished.
+    pub(crate) fn begin(&self) -> Result<(Uuid, PathBuf, Flock<File>), SandboxError> {
         let id = Uuid::new_v4();
         let folder = self.folder.join(id.to_string());
-        fs::create_dir_all(&folder).map_err(|error| failed(&folder, &error))?;
-        Ok((id, folder))
+        let lock = || -> io::Result<Flock<File>> {
+            fs::create_dir_all(&folder)?;
+            let file = File::create(folder.join(MAKER))?;
+            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error.into())
+        };
+        let lock = lock().map_err(|error| failed(&folder, &error))?;
+        Ok((id, folder, lock))
     }
 
     /// Makes it a snapshot, under a name that no other has.
@@ -163,6 +174,17 @@ impl Snapshots {
     }
 }
 
+/// Whether nobody works on it any more.
+fn is_abandoned(folder: &Path) -> bool {
+    match File::open(folder.join(MAKER)) {
+        Ok(file) => Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok(),
+        Err(_) => {
+            let modified = fs::metadata(folder).and_then(|about| about.modified());
+            modified.ok().and_then(|time| time.elapsed().ok()).is_none_or(|age| age > JUST_BEGUN)
+        }
+    }
+}
+
 /// `None` when it is not, or not yet, a snapshot.
 fn read(folder: &Path) -> Option<Stored> {
     let about: About = serde_json::from_slice(&fs::read(folder.join(ABOUT)).ok()?).ok()?;
@@ -192,6 +214,7 @@ mod tests {
             name: name.map(str::to_owned),
             image: "python".to_owned(),
             network: false,
+            env: BTreeMap::new(),
             source: Uuid::new_v4(),
             created_at: unix_seconds(),
             size_bytes: 1,
@@ -202,7 +225,7 @@ mod tests {
     fn a_snapshot_is_found_by_id_and_name_until_it_is_deleted() {
         let home = tempfile::tempdir().expect("a folder");
         let snapshots = Snapshots::open(home.path().to_owned());
-        let (id, folder) = snapshots.begin().expect("begun");
+        let (id, folder, _lock) = snapshots.begin().expect("begun");
         assert!(snapshots.find(&id.to_string()).is_err(), "it is not finished");
         snapshots.finish(&folder, &about(id, Some("warm"))).expect("finished");
         assert_eq!(snapshots.find("warm").expect("by name").about.id, id);
@@ -216,7 +239,7 @@ mod tests {
     fn names_are_plain_and_unique() {
         let home = tempfile::tempdir().expect("a folder");
         let snapshots = Snapshots::open(home.path().to_owned());
-        let (id, folder) = snapshots.begin().expect("begun");
+        let (id, folder, _lock) = snapshots.begin().expect("begun");
         snapshots.finish(&folder, &about(id, Some("warm"))).expect("finished");
         let long = "x".repeat(65);
         for bad in ["", "a/b", "../x", "warm", "é", &long, "7d9f2c38-5a4e-4a3b-9a52-111111111111"] {
@@ -226,15 +249,20 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_finished_is_swept_when_it_is_old() {
+    fn what_nobody_makes_any_more_is_swept() {
         let home = tempfile::tempdir().expect("a folder");
-        let (old, young) = (home.path().join("old"), home.path().join("young"));
+        let snapshots = Snapshots::open(home.path().to_owned());
+        let (_, living, _lock) = snapshots.begin().expect("begun");
+        let (_, dead, lock) = snapshots.begin().expect("begun");
+        drop(lock);
+        let (young, old) = (home.path().join("young"), home.path().join("old"));
         for folder in [&old, &young] {
             fs::create_dir(folder).expect("made");
         }
-        let long_ago = SystemTime::now() - 2 * UNFINISHED;
-        fs::File::open(&old).and_then(|folder| folder.set_modified(long_ago)).expect("aged");
+        let long_ago = SystemTime::now() - 2 * JUST_BEGUN;
+        File::open(&old).and_then(|folder| folder.set_modified(long_ago)).expect("aged");
         let _ = Snapshots::open(home.path().to_owned());
-        assert_eq!((old.exists(), young.exists()), (false, true));
+        let left = [&living, &young, &dead, &old].map(|folder| folder.exists());
+        assert_eq!(left, [true, true, false, false]);
     }
 }
