@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -108,13 +108,17 @@ fn a_driver_killed_at_any_moment_is_told_once_and_leaves_nothing() {
     run(&rig).expect("image and template are there");
     let quiet = || rig.supervisors().is_empty().then_some(());
     assert!(eventually(PATIENCE, quiet).is_some());
+    let begun = Instant::now();
+    let created = rig.call("sandbox::create", &json!({ "image": "python", "memory_mb": 256 }));
+    let start_takes = begun.elapsed();
+    let _ = rig.call("sandbox::stop", &json!({ "sandbox_id": created["sandbox_id"], "wait": true }));
     let (mut refused, mut killed) = (0, 0);
     for step in 0..16 {
         let outcome = thread::scope(|scope| {
             let creating =
                 scope.spawn(|| rig.trigger("sandbox::create", &json!({ "image": "python", "memory_mb": 256 })));
             // From before the process is there to after the guest has answered.
-            thread::sleep(Duration::from_millis(step * 15));
+            thread::sleep(start_takes * step / 12);
             let victims = if step % 2 == 0 { rig.machines() } else { rig.supervisors() };
             for victim in &victims {
                 kill(victim.pid, Signal::SIGKILL);
