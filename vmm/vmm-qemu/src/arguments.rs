@@ -62,7 +62,7 @@ pub(crate) enum Start<'a> {
 
 /// The whole command line, without the program.
 pub(crate) fn arguments(shape: &Shape, ends: &HostEnds<'_>, start: &Start<'_>) -> Vec<String> {
-    let mut machine = "microvm,x-option-roms=off,rtc=on,pit=on,pic=on,acpi=on".to_owned();
+    let mut machine = "microvm,x-option-roms=off,rtc=on,pit=off,pic=off,acpi=on".to_owned();
     let (accel, cpu) = match shape.accel {
         Accel::Kvm => ("kvm", "host"),
         Accel::Tcg => ("tcg,thread=multi", "max"),
@@ -90,7 +90,7 @@ pub(crate) fn arguments(shape: &Shape, ends: &HostEnds<'_>, start: &Start<'_>) -
     add(&mut list, &["-serial", "stdio"]);
     add(&mut list, &["-chardev", &format!("socket,id=monitor,fd={}", ends.monitor_fd)]);
     add(&mut list, &["-mon", "chardev=monitor,mode=control"]);
-    add(&mut list, &["-device", "virtio-serial-device"]);
+    add(&mut list, &["-device", "virtio-serial-device,max_ports=2"]);
     add(&mut list, &["-chardev", &format!("socket,id=guest,fd={}", ends.guest_fd)]);
     add(&mut list, &["-device", &format!("virtserialport,chardev=guest,name={}", Wires::PORT_NAME)]);
     let root = layer("raw", Some("root"), ends.root_disk, true, ends.scratch_is_kept);
@@ -100,7 +100,7 @@ pub(crate) fn arguments(shape: &Shape, ends: &HostEnds<'_>, start: &Start<'_>) -
         add(&mut list, &["-blockdev", &disk.to_string(), "-device", &device]);
     }
     add(&mut list, &["-netdev", &format!("stream,id=net,server=off,addr.type=fd,addr.str={}", ends.net_fd)]);
-    add(&mut list, &["-device", &format!("virtio-net-device,netdev=net,mac={}", mac())]);
+    add(&mut list, &["-device", &format!("virtio-net-device,netdev=net,guest_announce=off,mac={}", mac())]);
     match start {
         Start::Boot(kit) | Start::BootIntoFile(kit, _) => {
             add(&mut list, &["-kernel", &kit.kernel.to_string_lossy(), "-initrd", &kit.initramfs.to_string_lossy()]);
