@@ -287,6 +287,8 @@ impl<'a> Merger<'a> {
     /// Adds what every guest needs and images may lack. Says whether the image holds a system: whether it has `/bin`.
     pub(crate) fn complete(&mut self) -> Result<bool, LayerError> {
         const MOUNT_POINTS: [&[u8]; 5] = [b"proc", b"sys", b"dev", b"run", b"workspace"];
+        /// Files of `/etc` over which a guest lays its own; it would have to make them first, on its own disk.
+        const IDENTITY: [&[u8]; 4] = [b"hosts", b"hostname", b"machine-id", b"resolv.conf"];
         if self.tree.child(Tree::ROOT, b"bin").is_none() {
             return Ok(false);
         }
@@ -299,11 +301,14 @@ impl<'a> Merger<'a> {
             self.tree.put(Tree::ROOT, b"tmp", Node { attributes, kind: directory() }, self.layer)?;
         }
         let etc = self.parent(&[b"etc"])?;
-        if self.tree.child(etc, b"hosts").is_none() {
+        for name in IDENTITY {
+            if self.tree.child(etc, name).is_some() {
+                continue;
+            }
             self.contents.start(0, 0).map_err(LayerError::Write)?;
             let kind = Kind::File(self.contents.end().map_err(LayerError::Write)?);
             let attributes = Attributes { mode: 0o644, ..Attributes::default() };
-            self.tree.put(etc, b"hosts", Node { attributes, kind }, self.layer)?;
+            self.tree.put(etc, name, Node { attributes, kind }, self.layer)?;
         }
         Ok(true)
     }

@@ -66,7 +66,7 @@ pub enum Refresh {
 }
 
 /// Version of what this code writes; images of another version are made anew.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const TICK: Duration = Duration::from_millis(200);
 
 /// `config.json`.
