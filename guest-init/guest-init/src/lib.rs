@@ -1,10 +1,10 @@
 //! Is PID 1 of every guest: mounts, configures, reaps, and serves requests.
 //!
 //! ```text
-//! channel ─► wire (one reader, one locked writer) ─► a thread per request
+//! channel ─► wire (one reader, one locked writer) ─► a thread per request                       (crew)
 //!                                                     ├─ adopt      identity, disks, network      (adopt, names, network, root)
 //!                                                     ├─ renew      a child's own identity        (renew, names, network)
-//!                                                     ├─ exec       one program                   (exec, life)
+//!                                                     ├─ exec       one program                   (exec, life, spawn)
 //!                                                     ├─ supervise  one program, life after life  (supervise, life)
 //!                                                     ├─ files      list, read, write, ...        (files, upload)
 //!                                                     └─ sync       a tar stream                  (sync, upload)
@@ -20,6 +20,7 @@
 
 mod adopt;
 pub mod boot;
+mod crew;
 mod exec;
 mod files;
 mod life;
@@ -29,6 +30,7 @@ mod reaper;
 mod renew;
 mod root;
 mod serve;
+mod spawn;
 mod supervise;
 mod sync;
 mod sys;

@@ -1,12 +1,9 @@
 //! One process, from its start to its end: its pipes or terminal, its input and output, its orders.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +11,10 @@ use guest_protocol::{Control, Kind, Reply, TerminalSize};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, pipe2};
 
 use crate::serve::Services;
-use crate::sys::ChildSetup;
+use crate::spawn::Launch;
 use crate::wire::{Stream, wait};
 
 /// Once the process has ended, its pipes are read until they have been silent for this long: a background child
@@ -75,21 +72,10 @@ impl Life {
     /// What the kernel said; ENOENT and EACCES are about the program or the working directory.
     pub(crate) fn start(services: &Services, stream: &Arc<Stream>, program: &Program<'_>) -> io::Result<(Self, u32)> {
         let base = services.base();
-        let Some(name) = program.argv.first() else { return Err(io::ErrorKind::InvalidInput.into()) };
-        let mut command = Command::new(name);
-        command.args(&program.argv[1..]).env_clear().envs(&base.env).envs(program.env);
-        let workdir = program.workdir.unwrap_or(&base.workdir);
-        command.current_dir(workdir);
-        let cgroup = "/sys/fs/cgroup/worker/cgroup.procs";
-        let setup = ChildSetup {
-            terminal: program.terminal.is_some(),
-            open_files: base.open_files,
-            groups: base.account.groups.clone(),
-            gid: base.account.gid,
-            uid: base.account.uid,
-            cgroup: Path::new(cgroup).exists().then(|| CString::new(cgroup).ok()).flatten(),
-        };
-        setup.apply(&mut command);
+        let mut env: BTreeMap<&str, &str> = BTreeMap::new();
+        for (name, value) in base.env.iter().chain(program.env) {
+            env.insert(name, value);
+        }
         let mut life = Self {
             group: Pid::from_raw(0),
             stdin: None,
@@ -98,39 +84,55 @@ impl Life {
             terminal: None,
             exit: None,
         };
-        match program.terminal {
-            Some(size) => life.with_terminal(&mut command, size)?,
-            None => {
-                command.stdin(if program.stdin { Stdio::piped() } else { Stdio::null() });
-                command.stdout(Stdio::piped()).stderr(Stdio::piped());
-            }
-        }
-        let mut child = services.reaper.spawn(&mut command, stream)?;
-        // The parent's copies of the child's ends must go, or the pipes never end.
-        drop(command);
-        life.group = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
-        if program.terminal.is_none() {
-            life.stdin = child.stdin.take().map(|pipe| File::from(OwnedFd::from(pipe)));
-            life.outputs.extend(child.stdout.take().map(|pipe| (Kind::Output, File::from(OwnedFd::from(pipe)))));
-            life.outputs.extend(child.stderr.take().map(|pipe| (Kind::ErrorOutput, File::from(OwnedFd::from(pipe)))));
-        }
-        if let Some(stdin) = &life.stdin {
-            let flags = OFlag::from_bits_retain(fcntl(stdin, FcntlArg::F_GETFL)?);
-            fcntl(stdin, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        }
-        Ok((life, child.id()))
+        let stdio = match program.terminal {
+            Some(size) => life.with_terminal(size)?,
+            None => life.with_pipes(program.stdin)?,
+        };
+        let launch = Launch {
+            argv: program.argv,
+            env,
+            workdir: program.workdir.unwrap_or(&base.workdir),
+            stdio,
+            terminal: program.terminal.is_some(),
+            account: &base.account,
+            open_files: base.open_files,
+        };
+        let pid = services.reaper.spawn(stream, || launch.start())?;
+        life.group = pid;
+        // Our copies of the program's ends go with `launch`, or the pipes would never end.
+        Ok((life, pid.as_raw().unsigned_abs()))
     }
 
-    fn with_terminal(&mut self, command: &mut Command, size: TerminalSize) -> io::Result<()> {
+    /// What the program is given; the other ends stay here.
+    fn with_pipes(&mut self, stdin: bool) -> io::Result<[OwnedFd; 3]> {
+        let input = match stdin {
+            true => {
+                let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+                fcntl(&write, FcntlArg::F_SETFL(OFlag::O_WRONLY | OFlag::O_NONBLOCK))?;
+                self.stdin = Some(File::from(write));
+                read
+            }
+            false => File::open("/dev/null")?.into(),
+        };
+        let mut output = |kind| {
+            let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+            self.outputs.push((kind, File::from(read)));
+            Ok::<_, io::Error>(write)
+        };
+        Ok([input, output(Kind::Output)?, output(Kind::ErrorOutput)?])
+    }
+
+    /// As above; all three are the terminal.
+    fn with_terminal(&mut self, size: TerminalSize) -> io::Result<[OwnedFd; 3]> {
         let pair = nix::pty::openpty(&window(size), None)?;
         for end in [&pair.master, &pair.slave] {
             fcntl(end, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
         }
-        command.stdin(pair.slave.try_clone()?).stdout(pair.slave.try_clone()?).stderr(pair.slave);
+        let slaves = [pair.slave.try_clone()?, pair.slave.try_clone()?, pair.slave];
         self.stdin = Some(File::from(pair.master.try_clone()?));
         self.outputs.push((Kind::Output, File::from(pair.master.try_clone()?)));
         self.terminal = Some(pair.master);
-        Ok(())
+        Ok(slaves)
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

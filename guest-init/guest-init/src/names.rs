@@ -103,7 +103,8 @@ fn lay_over(file: &str, target: &str) -> io::Result<()> {
 fn write_over(path: &Path, content: &str, mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(false).mode(mode).open(path)?;
     file.write_all(content.as_bytes())?;
-    file.set_len(content.len() as u64)
+    let length = content.len() as u64;
+    if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
 }
 
 /// Random bytes in the form of RFC 9562, version 4.

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::process::{Child, Command};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
 
 use crate::wire::{Stream, lock};
 
@@ -37,13 +37,13 @@ impl Reaper {
         Self(shared)
     }
 
-    /// Starts `command`; its exit status is delivered to `stream`.
-    pub(crate) fn spawn(&self, command: &mut Command, stream: &Arc<Stream>) -> io::Result<Child> {
+    /// Runs `start`, which starts a process; its exit status is delivered to `stream`.
+    pub(crate) fn spawn(&self, stream: &Arc<Stream>, start: impl FnOnce() -> io::Result<Pid>) -> io::Result<Pid> {
         let mut waiting = lock(&self.0.waiting);
-        let child = command.spawn()?;
-        waiting.insert(i32::try_from(child.id()).unwrap_or(i32::MAX), Arc::clone(stream));
+        let pid = start()?;
+        waiting.insert(pid.as_raw(), Arc::clone(stream));
         self.0.changed.notify_all();
-        Ok(child)
+        Ok(pid)
     }
 
     /// Waits until no process we started is left, at most `patience`.

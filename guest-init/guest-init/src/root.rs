@@ -10,14 +10,15 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot};
 
+use crate::adopt::step;
 use crate::sys;
 use crate::wire::io_failure;
 
 /// What is mounted before anybody knows which root this guest will have, and moves into it.
 const MOVED: [&str; 4] = ["dev", "proc", "sys", "run"];
 
-/// The group that every program joins: a program that takes all memory must not take init along.
-const GROUP: &str = "/sys/fs/cgroup/worker";
+/// The group that every program is born in: a program that takes all memory must not take init along.
+pub(crate) const GROUP: &str = "/sys/fs/cgroup/worker";
 
 /// Mounts what no identity changes, so that a template has it and no clone runs the code for it again. A part that fails
 /// is told to `report`, and is missing: a kernel without cgroups runs programs without limits.
@@ -102,10 +103,6 @@ fn open_tmp() -> io::Result<()> {
     }
     fs::create_dir_all("/tmp")?;
     fs::set_permissions("/tmp", fs::Permissions::from_mode(MODE))
-}
-
-fn step(what: &str, act: impl FnOnce() -> io::Result<()>) -> Result<(), GuestFailure> {
-    act().map_err(|error| io_failure(what, &error))
 }
 
 fn mount_disk(disk: &Disk, target: &str, flags: MsFlags, options: Option<&str>) -> Result<(), GuestFailure> {

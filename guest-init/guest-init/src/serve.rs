@@ -1,4 +1,4 @@
-//! Reads frames, starts a thread per request, and holds what all requests share.
+//! Reads frames, gives each request a thread, and holds what all requests share.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,11 +15,12 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::crew::Crew;
 use crate::reaper::Reaper;
 use crate::upload::InputReader;
 use crate::users::Account;
 use crate::wire::{Stream, Wire, failure, lock, wait};
-use crate::{adopt, boot, exec, files, renew, supervise, sync};
+use crate::{adopt, boot, exec, files, renew, spawn, supervise, sync};
 
 /// Where the services run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,7 @@ pub enum Platform {
 pub struct Services {
     platform: Platform,
     pub(crate) reaper: Reaper,
+    crew: Crew,
     base: Mutex<Base>,
     supervised: Mutex<bool>,
     /// How many forks lie between this memory's first guest and this one.
@@ -53,11 +55,14 @@ pub(crate) struct Base {
 impl Services {
     #[must_use]
     pub fn new(platform: Platform) -> Self {
+        // Opened while there is time: a clone finds it open.
+        let _ = spawn::group();
         let base =
             Base { adopted: false, env: BTreeMap::new(), workdir: "/".into(), account: Account::root(), open_files: 0 };
         Self {
             platform,
             reaper: Reaper::get(),
+            crew: Crew::new(),
             base: Mutex::new(base),
             supervised: Mutex::new(false),
             forks: Mutex::new(0),
@@ -209,10 +214,9 @@ fn start(services: &Arc<Services>, stream: Arc<Stream>, body: &[u8]) {
     if matches!(request, Request::Adopt(_) | Request::Renew(_)) {
         return run_guarded(services, &stream, request);
     }
-    let services = Arc::clone(services);
     let for_panic = Arc::clone(&stream);
-    let thread = thread::Builder::new().stack_size(256 * 1024).spawn(move || run_guarded(&services, &stream, request));
-    if let Err(error) = thread {
+    let of_job = Arc::clone(services);
+    if let Err(error) = services.crew.run(move || run_guarded(&of_job, &stream, request)) {
         for_panic.finish(Err(failure(ErrorCode::Io, format!("no thread for the request: {error}"))));
     }
 }

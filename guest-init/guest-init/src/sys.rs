@@ -1,14 +1,11 @@
-//! System calls without a safe wrapper: ioctls of the random device, of block devices and of network interfaces,
-//! and what a child does between fork and exec.
-#![expect(unsafe_code, reason = "ioctls, finit_module and pre_exec have no safe wrapper")]
+//! System calls without a safe wrapper: ioctls of the random device, of block devices and of network interfaces.
+#![expect(unsafe_code, reason = "ioctls and finit_module have no safe wrapper")]
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 /// `linux/fs.h`
 const BLKFLSBUF: libc::c_ulong = 0x1261;
@@ -147,66 +144,6 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
         *to = from as libc::c_char;
     }
     plain
-}
-
-/// What a child does between fork and exec.
-#[derive(Clone, Default)]
-pub(crate) struct ChildSetup {
-    /// A session of its own with standard input as its terminal; else a process group of its own.
-    pub(crate) terminal: bool,
-    pub(crate) open_files: u64,
-    pub(crate) groups: Vec<libc::gid_t>,
-    pub(crate) gid: libc::gid_t,
-    pub(crate) uid: libc::uid_t,
-    /// `cgroup.procs` of the group that programs live in, if there is one.
-    pub(crate) cgroup: Option<CString>,
-}
-
-impl ChildSetup {
-    pub(crate) fn apply(self, command: &mut Command) {
-        // SAFETY: the closure runs in the forked child and calls only system calls (async-signal-safe); everything
-        // it touches was allocated before the fork.
-        unsafe {
-            command.pre_exec(move || self.run());
-        }
-    }
-
-    fn run(&self) -> io::Result<()> {
-        if let Some(path) = &self.cgroup {
-            // SAFETY: `path` is a terminated string; the descriptor is closed right after its one use. A guest
-            // without this group still runs programs.
-            unsafe {
-                let group = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-                if group >= 0 {
-                    libc::write(group, c"0".as_ptr().cast(), 1);
-                    libc::close(group);
-                }
-            }
-        }
-        if self.terminal {
-            // SAFETY: plain system calls; descriptor 0 is the terminal's slave by now.
-            check(unsafe { libc::setsid() })?;
-            // SAFETY: as above; the argument 0 asks for nothing special.
-            check(unsafe { libc::ioctl(0, libc::TIOCSCTTY as _, 0) })?;
-        } else {
-            // SAFETY: a plain system call on the calling process.
-            check(unsafe { libc::setpgid(0, 0) })?;
-        }
-        if self.open_files > 0 {
-            let limit = libc::rlimit { rlim_cur: self.open_files, rlim_max: self.open_files };
-            // SAFETY: `limit` lives across the call. Fails without privileges where the limit is lower already.
-            let _ = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-        }
-        if (self.uid, self.gid) != (0, 0) {
-            // SAFETY: pointer and length describe one vector; the calls change only this child.
-            check(unsafe { libc::setgroups(self.groups.len(), self.groups.as_ptr()) })?;
-            // SAFETY: plain system calls.
-            check(unsafe { libc::setgid(self.gid) })?;
-            // SAFETY: plain system calls.
-            check(unsafe { libc::setuid(self.uid) })?;
-        }
-        Ok(())
-    }
 }
 
 /// Tells a terminal, and whoever runs in it, its new size.

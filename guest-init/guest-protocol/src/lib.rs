@@ -44,7 +44,7 @@ pub use messages::{
 };
 
 /// Raised when a frame or a request changes. Both ends ship together, but the kit may have been made before this program.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Name of the virtio-serial port, as `/sys/class/virtio-ports/*/name` shows it in the guest.
 pub const PORT_NAME: &str = "iii.guest";

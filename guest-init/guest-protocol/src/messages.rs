@@ -15,7 +15,7 @@ pub struct Hello {
 
 /// What the host asks; opens a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Answered with `Reply::Done` at once.
     Ping,
@@ -182,7 +182,7 @@ pub struct SuperviseRequest {
 
 /// What the host says about a stream that is open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "control", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Control {
     Resize(TerminalSize),
     /// To the whole process group.
@@ -200,7 +200,7 @@ pub enum Control {
 
 /// What the guest answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "reply", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Reply {
     Done,
     Adopted {

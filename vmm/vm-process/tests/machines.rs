@@ -11,8 +11,8 @@ use vmm::{AccelChoice, DriverChoice, MemoryMib, TemplateUse, VcpuCount, Vm, VmEv
 
 const III_VM: &str = env!("CARGO_BIN_EXE_iii-vm");
 const PATIENCE: Duration = Duration::from_secs(60);
-const PING: &[u8] = br#"{"op":"ping"}"#;
-const POWER_OFF: &[u8] = br#"{"op":"shutdown","grace_ms":0}"#;
+const PING: &[u8] = br#""ping""#;
+const POWER_OFF: &[u8] = br#"{"shutdown":{"grace_ms":0}}"#;
 
 /// Says which folder holds templates; set for the process that is killed in `nothing_outlives_the_parent`.
 const HOLD: &str = "III_TEST_HOLD_VM_IN";
@@ -109,7 +109,7 @@ async fn the_first_vm_makes_a_template_and_the_second_is_cloned_from_it() {
     assert_eq!(events[0], VmEvent::BuildingTemplate);
     assert!(restored(&events), "{events:?}");
     ask(&mut guest, PING);
-    assert_eq!(frame(&mut guest), (3, r#"{"reply":"done"}"#.to_owned()));
+    assert_eq!(frame(&mut guest), (3, r#""done""#.to_owned()));
 
     let (second, mut guest, events) = running(&spec(folder.path(), "second")).await;
     assert!(events.len() == 1 && restored(&events), "{events:?}");

@@ -1,0 +1,337 @@
+//! Starts a program: in the control group of programs, and without a copy of this process in between.
+//!
+//! The child borrows our memory, and the calling thread stands still until it has become the program (`CLONE_VM` and
+//! `CLONE_VFORK`, as in vfork(2)); it is born in its group (`CLONE_INTO_CGROUP`). A fork would copy page tables, and a
+//! move into the group would have to stop every other thread first. Both are slow, and slower still in the clone of a
+//! machine, where an emulator has to translate all that code anew.
+#![expect(unsafe_code, reason = "clone3 and exec have no safe wrapper")]
+
+use std::arch::asm;
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr;
+use std::sync::OnceLock;
+
+use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+
+use crate::root::GROUP;
+use crate::users::Account;
+
+/// `linux/sched.h`; wider than the constants of the `libc` crate.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Where programs are looked for whose environment has no PATH; as in a shell without one.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// Runs scripts that do not name their interpreter, as shells do.
+const SHELL: &CStr = c"/bin/sh";
+
+/// More than the calls between clone and exec need.
+const STACK_BYTES: usize = 16 * 1024;
+
+/// Everything about a program that is to be started.
+pub(crate) struct Launch<'a> {
+    pub(crate) argv: &'a [String],
+    pub(crate) env: BTreeMap<&'a str, &'a str>,
+    pub(crate) workdir: &'a str,
+    /// Input, output, errors. Descriptors above 2: those below are ours.
+    pub(crate) stdio: [OwnedFd; 3],
+    /// A session of its own with standard input as its terminal; else a process group of its own.
+    pub(crate) terminal: bool,
+    pub(crate) account: &'a Account,
+    /// 0 leaves the limit as it is.
+    pub(crate) open_files: u64,
+}
+
+/// A list of strings as exec takes it.
+struct Strings {
+    _owned: Vec<CString>,
+    pointers: Vec<*const c_char>,
+}
+
+/// What the child works from. It is made before the child is: between clone and exec nothing may be allocated.
+struct Plan<'a> {
+    files: Vec<CString>,
+    argv: Strings,
+    /// `argv` for [`SHELL`]; its second word is put in when it is known.
+    script: Vec<*const c_char>,
+    env: Strings,
+    workdir: CString,
+    stdio: [c_int; 3],
+    terminal: bool,
+    account: &'a Account,
+    limit: Option<libc::rlimit>,
+    /// What went wrong in the child, if anything did.
+    error: c_int,
+}
+
+#[repr(C, align(16))]
+struct Stack(MaybeUninit<[u8; STACK_BYTES]>);
+
+impl Launch<'_> {
+    /// # Errors
+    /// What the kernel said; ENOENT and EACCES are about the program or the working directory.
+    pub(crate) fn start(&self) -> io::Result<Pid> {
+        let mut plan = self.plan()?;
+        // A signal handler that ran in the child would run in our memory.
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let cloned = clone(&mut plan);
+        before.thread_set_mask()?;
+        let pid = cloned?;
+        if plan.error == 0 {
+            return Ok(pid);
+        }
+        let _ = waitpid(pid, None);
+        Err(io::Error::from_raw_os_error(plan.error))
+    }
+
+    fn plan(&self) -> io::Result<Plan<'_>> {
+        let Some(name) = self.argv.first() else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let argv = Strings::new(self.argv.iter().map(|word| CString::new(word.as_str())).collect::<Result<_, _>>()?);
+        let env = self.env.iter().map(|(name, value)| CString::new(format!("{name}={value}")));
+        let script = [SHELL.as_ptr(), ptr::null()].into_iter().chain(argv.pointers[1..].iter().copied()).collect();
+        Ok(Plan {
+            files: candidates(name, self.env.get("PATH").copied().unwrap_or(DEFAULT_PATH))?,
+            argv,
+            script,
+            env: Strings::new(env.collect::<Result<_, _>>()?),
+            workdir: CString::new(self.workdir)?,
+            stdio: [0, 1, 2].map(|index: usize| self.stdio[index].as_raw_fd()),
+            terminal: self.terminal,
+            account: self.account,
+            limit: (self.open_files > 0)
+                .then_some(libc::rlimit { rlim_cur: self.open_files, rlim_max: self.open_files }),
+            error: 0,
+        })
+    }
+}
+
+/// The files that `name` may mean, in the order in which they are tried.
+fn candidates(name: &str, path: &str) -> io::Result<Vec<CString>> {
+    if name.is_empty() {
+        return Err(io::Error::from_raw_os_error(libc::ENOENT));
+    }
+    if name.contains('/') {
+        return Ok(vec![CString::new(name)?]);
+    }
+    let in_folder = |folder: &str| match folder {
+        // An empty part is the working directory.
+        "" => CString::new(format!("./{name}")),
+        folder => CString::new(format!("{folder}/{name}")),
+    };
+    Ok(path.split(':').map(in_folder).collect::<Result<_, _>>()?)
+}
+
+impl Strings {
+    fn new(owned: Vec<CString>) -> Self {
+        let pointers = owned.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect();
+        Self { _owned: owned, pointers }
+    }
+}
+
+/// The group that programs are born in, or none where there is none: such a guest runs them without limits.
+pub(crate) fn group() -> Option<&'static File> {
+    static FOLDER: OnceLock<Option<File>> = OnceLock::new();
+    FOLDER.get_or_init(|| File::open(GROUP).ok()).as_ref()
+}
+
+/// Returns once the child is the program, or has ended. A group that takes nobody any more, since a program has removed it
+/// or made groups of its own in it, does not keep programs from starting.
+fn clone(plan: &mut Plan<'_>) -> io::Result<Pid> {
+    match group() {
+        Some(group) => clone_into(plan, Some(group)).or_else(|_| clone_into(plan, None)),
+        None => clone_into(plan, None),
+    }
+}
+
+fn clone_into(plan: &mut Plan<'_>, group: Option<&File>) -> io::Result<Pid> {
+    let mut stack = Stack(MaybeUninit::uninit());
+    // SAFETY: `clone_args` is plain data for which zero bytes are a value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.stack = ptr::from_mut(&mut stack) as u64;
+    args.stack_size = STACK_BYTES as u64;
+    if let Some(group) = group {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = group.as_raw_fd() as u64;
+    }
+    // SAFETY: `args` names a stack that nobody else uses and that lives until the child has left it, since this thread
+    // does not go on before; `child` does not return.
+    let result = unsafe { clone3(&args, child, ptr::from_mut(plan).cast()) };
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(i32::try_from(-result).unwrap_or(libc::EINVAL)));
+    }
+    Ok(Pid::from_raw(i32::try_from(result).unwrap_or(i32::MAX)))
+}
+
+/// The system call, and in the child, on its new stack, `entry(argument)`. Returns the child's id or a negative errno.
+///
+/// # Safety
+/// `args` must ask for a stack of the child's own, aligned to 16 bytes, and for `CLONE_VFORK`, and for no descriptor or
+/// thread pointer; `entry` must not unwind.
+#[cfg(target_arch = "x86_64")]
+unsafe fn clone3(args: &libc::clone_args, entry: extern "C" fn(*mut u8) -> !, argument: *mut u8) -> i64 {
+    let result: i64;
+    // SAFETY: in the parent the call clobbers what the kernel's convention says. The child keeps every register but rax,
+    // starts with an empty stack, and never comes back.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, {argument}",
+            "call {entry}",
+            "ud2",
+            "2:",
+            argument = in(reg) argument,
+            entry = in(reg) entry,
+            inlateout("rax") libc::SYS_clone3 => result,
+            in("rdi") ptr::from_ref(args),
+            in("rsi") size_of::<libc::clone_args>(),
+            // Not `lateout`: those may share a register with an input, and the child needs its inputs after the call.
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    result
+}
+
+/// As above.
+///
+/// # Safety
+/// As above.
+#[cfg(target_arch = "aarch64")]
+unsafe fn clone3(args: &libc::clone_args, entry: extern "C" fn(*mut u8) -> !, argument: *mut u8) -> i64 {
+    let result: i64;
+    // SAFETY: the kernel keeps every register but x0, in the parent and in the child; the child never comes back.
+    unsafe {
+        asm!(
+            "svc 0",
+            "cbnz x0, 2f",
+            "mov x29, xzr",
+            "mov x0, {argument}",
+            "blr {entry}",
+            "brk 1",
+            "2:",
+            argument = in(reg) argument,
+            entry = in(reg) entry,
+            in("x8") libc::SYS_clone3,
+            inlateout("x0") ptr::from_ref(args) => result,
+            in("x1") size_of::<libc::clone_args>(),
+        );
+    }
+    result
+}
+
+/// The child's life before it is the program.
+extern "C" fn child(plan: *mut u8) -> ! {
+    // SAFETY: the parent waits, so this is the only reference to its plan.
+    let plan = unsafe { &mut *plan.cast::<Plan<'_>>() };
+    plan.error = plan.carry_out().raw_os_error().unwrap_or(libc::EINVAL);
+    // SAFETY: ends this process only; nothing of the parent's is flushed or run.
+    unsafe { libc::_exit(127) }
+}
+
+impl Plan<'_> {
+    /// Becomes the program; what comes back is why not. Nothing here allocates, and whatever it writes to memory, it writes
+    /// to the parent's.
+    fn carry_out(&mut self) -> io::Error {
+        match self.prepare() {
+            Ok(()) => self.exec(),
+            Err(error) => error,
+        }
+    }
+
+    fn prepare(&self) -> io::Result<()> {
+        // SAFETY: plain system calls on the calling process, with numbers and with pointers into the plan. Identities are
+        // changed without the C library: it would have all threads of the parent change theirs.
+        unsafe {
+            for (number, descriptor) in (0..).zip(self.stdio) {
+                check(libc::dup2(descriptor, number))?;
+            }
+            if self.terminal {
+                check(libc::setsid())?;
+                check(libc::ioctl(0, libc::TIOCSCTTY as _, 0))?;
+            } else {
+                check(libc::setpgid(0, 0))?;
+            }
+            if let Some(limit) = &self.limit {
+                // Fails without privileges where the limit is lower already.
+                let _ = libc::setrlimit(libc::RLIMIT_NOFILE, limit);
+            }
+            check(libc::chdir(self.workdir.as_ptr()))?;
+            let Account { uid, gid, groups, .. } = self.account;
+            if (*uid, *gid) != (0, 0) {
+                check_long(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;
+                check_long(libc::syscall(libc::SYS_setgid, *gid))?;
+                check_long(libc::syscall(libc::SYS_setuid, *uid))?;
+            }
+            // Ours is ignored, as the language's runtime wants it; a program expects to die of a closed pipe.
+            let mut default: libc::sigaction = std::mem::zeroed();
+            default.sa_sigaction = libc::SIG_DFL;
+            check(libc::sigaction(libc::SIGPIPE, &raw const default, ptr::null_mut()))?;
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            check(libc::sigemptyset(&raw mut none))?;
+            check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()))
+        }
+    }
+
+    /// Tries one file after the other, as execvp(3) does.
+    fn exec(&mut self) -> io::Error {
+        let (argv, env) = (self.argv.pointers.as_ptr(), self.env.pointers.as_ptr());
+        let mut why = io::Error::from_raw_os_error(libc::ENOENT);
+        for file in &self.files {
+            // SAFETY: terminated strings, and lists of such that end with a null pointer.
+            unsafe { libc::execve(file.as_ptr(), argv, env) };
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::ENOEXEC) => {
+                    self.script[1] = file.as_ptr();
+                    // SAFETY: as above.
+                    unsafe { libc::execve(SHELL.as_ptr(), self.script.as_ptr(), env) };
+                    return error;
+                }
+                // One that may not be executed is the answer unless a later one may.
+                Some(libc::EACCES) => why = error,
+                Some(libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ENODEV) => {}
+                _ => return error,
+            }
+        }
+        why
+    }
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn check_long(result: libc::c_long) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(name: &str, path: &str) -> Vec<String> {
+        let found = candidates(name, path).expect("no NUL");
+        found.into_iter().map(|file| file.into_string().expect("UTF-8")).collect()
+    }
+
+    #[test]
+    fn a_name_is_looked_for_in_the_path_and_a_path_is_not() {
+        assert_eq!(names("sh", "/a:/b"), ["/a/sh", "/b/sh"]);
+        assert_eq!(names("sh", ":/b:"), ["./sh", "/b/sh", "./sh"]);
+        assert_eq!(names("./sh", "/a"), ["./sh"]);
+        assert_eq!(candidates("", "/a").map_err(|error| error.raw_os_error()), Err(Some(libc::ENOENT)));
+        assert!(candidates("a\0b", "/a").is_err());
+    }
+}
