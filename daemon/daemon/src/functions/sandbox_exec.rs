@@ -133,6 +133,7 @@ async fn next(running: &mut Running, deadline: Instant) -> Result<Output, Sandbo
 
 /// Collects the output, up to the limit, and the end.
 pub(crate) async fn buffered(seat: &Seat, job: Job) -> Result<ExecResult, SandboxError> {
+    let _turn = seat.turn().await;
     let begun = Instant::now();
     let deadline = begun + Duration::from_millis(job.timeout_ms);
     let mut running = start(seat, job).await?;

@@ -16,6 +16,9 @@ use crate::home::RunDir;
 /// Free space without which no writable disk is made.
 const MIN_FREE_MIB: u64 = 64;
 
+/// What a VM process calls the acceleration that is none.
+const EMULATED: &str = "tcg";
+
 /// How long the end of a VM may take to be told.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
@@ -52,6 +55,7 @@ pub(super) struct Booted {
     pub(super) vm: Vm,
     /// Such as `qemu on tcg`.
     pub(super) driver: String,
+    pub(super) emulated: bool,
     pub(super) restored: bool,
     pub(super) slot: Slot,
     pub(super) prepared: Instant,
@@ -83,7 +87,7 @@ impl Booted {
             accel: machines.accel,
             root_disk: plan.root_disk.clone(),
             scratch_disk,
-            scratch_is_kept: matches!(plan.scratch, Scratch::Persistent(_)),
+            scratch_is_kept: plan.scratch.is_kept(),
             network: match &plan.network {
                 Network::None => None,
                 Network::Open { worker } => Some(slot.relay(engine_port(machines, worker.as_deref()))),
@@ -93,12 +97,13 @@ impl Booted {
         let prepared = Instant::now();
         let (mut vm, channel) =
             Vm::spawn(&spec, &machines.iii_vm).await.map_err(|source| BootError::Spawn { source: Box::new(source) })?;
-        let (driver, restored) = running(&mut vm, progress).await?;
+        let (driver, accel, restored) = running(&mut vm, progress).await?;
         let running = Instant::now();
         let guest = Guest::connect(channel)
             .map_err(|source| BootError::Io { what: "the guest's channel".into(), source })
             .map_err(|error| Failed { error, restored, warm: false })?;
-        Ok(Self { guest, vm, driver, restored, slot, prepared, running, scratch_lock, run })
+        let (emulated, driver) = (accel == EMULATED, format!("{driver} on {accel}"));
+        Ok(Self { guest, vm, driver, emulated, restored, slot, prepared, running, scratch_lock, run })
     }
 }
 
@@ -126,12 +131,12 @@ impl Booted {
 }
 
 /// Waits until the guest's processors run.
-async fn running(vm: &mut Vm, progress: Watch<'_>) -> Result<(String, bool), BootError> {
+async fn running(vm: &mut Vm, progress: Watch<'_>) -> Result<(String, String, bool), BootError> {
     loop {
         match vm.next_event().await {
             VmEvent::BuildingTemplate => progress(BootProgress::BuildingTemplate),
             VmEvent::Warning { message } => progress(BootProgress::Warning(message)),
-            VmEvent::Running { driver, accel, restored, .. } => return Ok((format!("{driver} on {accel}"), restored)),
+            VmEvent::Running { driver, accel, restored, .. } => return Ok((driver, accel, restored)),
             // Answers to commands; none was given yet.
             VmEvent::Paused | VmEvent::Resumed | VmEvent::Snapshotted(_) | VmEvent::CommandFailed(_) => {}
             VmEvent::Exited(exit) => return Err(BootError::ended(exit)),

@@ -37,6 +37,8 @@ pub(crate) struct Machine {
     pub(crate) kernel: String,
     /// Such as `qemu on tcg`.
     pub(crate) driver: String,
+    /// Its processors are emulated: what it runs for the first time is translated first.
+    pub(crate) emulated: bool,
     pub(crate) start: StartKind,
     pub(super) vm: Vm,
     _scratch_lock: Option<Flock<File>>,
@@ -56,6 +58,7 @@ impl Machine {
             boot_id: adopted.boot_id,
             kernel: adopted.kernel,
             driver: booted.driver,
+            emulated: booted.emulated,
             start,
             vm: booted.vm,
             _scratch_lock: booted.scratch_lock,

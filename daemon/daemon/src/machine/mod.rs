@@ -90,6 +90,13 @@ pub(crate) enum Scratch {
     Saved,
 }
 
+impl Scratch {
+    /// Whether it outlives its machine.
+    fn is_kept(&self) -> bool {
+        matches!(self, Self::Persistent(_))
+    }
+}
+
 /// What takes its time.
 #[derive(Debug, Clone)]
 pub(crate) enum BootProgress {
@@ -206,7 +213,6 @@ impl Machines {
         let identity = identity::identity(request, &rootfs.config, booted.slot, self.ca_bundle.as_deref())?;
         match adopt(&mut booted, identity, warm).await {
             Ok(adopted) => {
-                let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
                 debug!(
                     vm = request.name,
                     prepared_us = micros(booted.prepared.saturating_duration_since(begun)),
@@ -252,6 +258,11 @@ async fn adopt(booted: &mut Booted, mut identity: Identity, warm: bool) -> Resul
     };
     let patience = if restored || warm { CLONE_PATIENCE } else { BOOT_PATIENCE };
     booted.until_ready(work, patience).await
+}
+
+/// As logs have it.
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Where the other programs of this build are.

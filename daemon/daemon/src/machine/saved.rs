@@ -10,7 +10,7 @@ use tracing::debug;
 use vmm::{CommandError, NoSnapshot, SnapshotInfo, SnapshotRequest, SnapshotTaken, TemplateUse};
 
 use super::booted::{Booted, Plan};
-use super::{BootError, BootProgress, Machine, Machines, Network, Scratch, identity};
+use super::{BootError, BootProgress, Machine, Machines, Network, Scratch, identity, micros};
 
 /// A guest that does not fall silent by then is not saved.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -50,7 +50,7 @@ impl Machine {
     /// Saves the machine as it is at one moment, into a folder that does not exist yet. Its programs stand still for that
     /// moment, and hear nothing of the host for a little longer.
     ///
-    /// Not to be cancelled: what is saved must be silent.
+    /// Whoever cancels this ends the machine next: its guest says nothing any more.
     pub(crate) async fn save(&mut self, folder: &Path, durable: bool) -> Result<SnapshotTaken, SaveError> {
         let frozen = self.guest.freeze(SILENCE).await.map_err(|source| SaveError::Guest { source })?;
         let request = SnapshotRequest { folder: folder.to_owned(), leave_paused: false, durable };
@@ -118,7 +118,6 @@ impl Machines {
         let guest = booted.guest.clone();
         match booted.until_ready(guest.renew(renewal), RENEWAL_PATIENCE).await {
             Ok(adopted) => {
-                let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
                 debug!(
                     prepared_us = micros(booted.prepared.saturating_duration_since(begun)),
                     running_us = micros(booted.running.saturating_duration_since(begun)),

@@ -21,7 +21,7 @@ use crate::home::RunDir;
 use crate::machine::{RestoreRequest, SaveError};
 
 /// Restored at once; more would only wait for each other.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 3;
 
 /// What `image` begins with when it is a snapshot.
 const PREFIX: &str = "snapshot:";
@@ -75,7 +75,8 @@ impl Sandboxes {
 
     pub(crate) async fn restore(self: &Arc<Self>, request: Restore) -> Result<Restored, SandboxError> {
         let stored = self.snapshots.find(&request.snapshot)?;
-        let common = self.common(&stored, request.name, request.idle_timeout_secs, request.env.as_ref()).await?;
+        self.check_stored(&stored).await?;
+        let common = common(&stored, request.name, request.idle_timeout_secs, request.env.as_ref())?;
         let sandbox_ids = self.children(common, request.count.unwrap_or(1), true).await?;
         Ok(Restored { sandbox_ids: words(&sandbox_ids), paused_ms: None })
     }
@@ -122,48 +123,31 @@ impl Sandboxes {
 
     /// `sandbox::create` of a snapshot: what is asked for must be what it has.
     pub(crate) async fn create_from(self: &Arc<Self>, stored: Stored, request: &Create) -> Result<Uuid, SandboxError> {
-        let info = vmm::SnapshotInfo::read(&stored.vm)
-            .map_err(|error| SandboxError::new(Kind::SnapshotDamaged, error.to_string()))?;
+        let info = self.check_stored(&stored).await?;
         let differs = |what: &str, asked: Option<u32>, has: u32| match asked {
             Some(asked) if asked != has => Some(format!("{what} is {asked}, but the snapshot has {has}")),
             _ => None,
         };
         let network = (request.network.is_some_and(|asked| asked != stored.about.network))
             .then(|| format!("network is {}, but the snapshot has {}", !stored.about.network, stored.about.network));
-        self.check_size(&stored.about.image, info.vcpus.get(), info.memory.mib())?;
         let problem = differs("cpus", request.cpus, info.vcpus.get())
             .or_else(|| differs("memory_mb", request.memory_mb, info.memory.mib()))
             .or(network);
         if let Some(problem) = problem {
             return Err(SandboxError::invalid(problem));
         }
-        let common =
-            self.common(&stored, request.name.clone(), request.idle_timeout_secs, request.env.as_ref()).await?;
+        let common = common(&stored, request.name.clone(), request.idle_timeout_secs, request.env.as_ref())?;
         let ids = self.children(common, 1, true).await?;
         ids.first().copied().ok_or_else(|| SandboxError::new(Kind::BootFailed, "nothing was restored"))
     }
 
-    async fn common(
-        &self,
-        stored: &Stored,
-        name: Option<String>,
-        idle_timeout_secs: Option<u64>,
-        env: Option<&daemon_api::sandbox::Env>,
-    ) -> Result<Common, SandboxError> {
-        // An image that is not allowed any more is not brought back by a snapshot of it.
+    /// An image that is not allowed any more, or a machine that has become too large, is not brought back by a snapshot of it.
+    async fn check_stored(&self, stored: &Stored) -> Result<vmm::SnapshotInfo, SandboxError> {
         self.image(&stored.about.image).await?;
         let info = vmm::SnapshotInfo::read(&stored.vm)
             .map_err(|error| SandboxError::new(Kind::SnapshotDamaged, error.to_string()))?;
         self.check_size(&stored.about.image, info.vcpus.get(), info.memory.mib())?;
-        Ok(Common {
-            folder: stored.vm.clone(),
-            image: stored.about.image.clone(),
-            network: stored.about.network,
-            parent: stored.about.id,
-            name,
-            idle_timeout_secs,
-            env: stored.about.env.clone().into_iter().chain(environment(env)?).collect(),
-        })
+        Ok(info)
     }
 
     async fn children(self: &Arc<Self>, common: Common, count: u32, verify: bool) -> Result<Vec<Uuid>, SandboxError> {
@@ -292,6 +276,23 @@ impl Sandboxes {
     pub(crate) fn delete_snapshot(&self, wanted: &str) -> Result<Uuid, SandboxError> {
         self.snapshots.delete(wanted)
     }
+}
+
+fn common(
+    stored: &Stored,
+    name: Option<String>,
+    idle_timeout_secs: Option<u64>,
+    env: Option<&daemon_api::sandbox::Env>,
+) -> Result<Common, SandboxError> {
+    Ok(Common {
+        folder: stored.vm.clone(),
+        image: stored.about.image.clone(),
+        network: stored.about.network,
+        parent: stored.about.id,
+        name,
+        idle_timeout_secs,
+        env: stored.about.env.clone().into_iter().chain(environment(env)?).collect(),
+    })
 }
 
 pub(super) fn paused(id: Uuid) -> SandboxError {

@@ -21,6 +21,7 @@ use crate::machine::{BootError, BootProgress, BootRequest, Machine, Machines, Ne
 use crate::sandbox::command::environment;
 use crate::sandbox::forks::paused;
 use crate::sandbox::snapshots::Snapshots;
+use crate::sandbox::turns::{Turn, Turns};
 
 /// How long the end of a VM may take to be told.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -35,6 +36,7 @@ pub(crate) struct Sandboxes {
     living: Mutex<HashMap<Uuid, Arc<Sandbox>>>,
     /// Living and booting ones; counts before the boot, so that no two creations take the last place.
     taken: Arc<AtomicU32>,
+    pub(super) turns: Arc<Turns>,
 }
 
 pub(super) struct Sandbox {
@@ -50,6 +52,8 @@ pub(super) struct Sandbox {
     used: Mutex<Instant>,
     /// Its processors stand still: nobody enters, and it is not idle.
     pub(super) paused: AtomicBool,
+    /// Its next program need not wait for a turn: it has had one, or needs none.
+    warm: AtomicBool,
     /// Commands that run.
     busy: AtomicU32,
     /// Commands and file transfers.
@@ -75,6 +79,7 @@ impl Drop for Place {
 pub(crate) struct Seat {
     sandbox: Arc<Sandbox>,
     exec: bool,
+    turns: Arc<Turns>,
 }
 
 /// What somebody does there.
@@ -88,7 +93,7 @@ impl Sandboxes {
     pub(crate) fn new(config: SandboxConfig, machines: Arc<Machines>, client: Client) -> Self {
         let snapshots = Snapshots::open(machines.home().snapshots());
         let (living, taken) = (Mutex::new(HashMap::new()), Arc::new(AtomicU32::new(0)));
-        Self { config, machines, snapshots, client, living, taken }
+        Self { config, machines, snapshots, client, living, taken, turns: Arc::new(Turns::new()) }
     }
 
     pub(super) fn living(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Sandbox>>> {
@@ -199,7 +204,7 @@ impl Sandboxes {
         }
         sandbox.seats.fetch_add(1, Ordering::Relaxed);
         sandbox.touch();
-        Ok(Seat { sandbox, exec })
+        Ok(Seat { sandbox, exec, turns: Arc::clone(&self.turns) })
     }
 
     pub(super) fn find(&self, id: &str) -> Result<Arc<Sandbox>, SandboxError> {
@@ -332,6 +337,7 @@ impl Sandbox {
             created: Instant::now(),
             used: Mutex::new(Instant::now()),
             paused: AtomicBool::new(false),
+            warm: AtomicBool::new(!machine.emulated),
             busy: AtomicU32::new(0),
             seats: AtomicU32::new(0),
             stopped: CancellationToken::new(),
@@ -409,6 +415,16 @@ impl Seat {
                 result => result,
             },
             () = self.sandbox.guest.closed() => Err(self.sandbox.lost().await),
+        }
+    }
+}
+
+impl Seat {
+    /// Waits for the sandbox's turn, if this is its first command.
+    pub(crate) async fn turn(&self) -> Option<Turn> {
+        match self.sandbox.warm.swap(true, Ordering::Relaxed) {
+            true => None,
+            false => self.turns.take().await,
         }
     }
 }

@@ -1,0 +1,45 @@
+//! Whose turn it is to run its first program.
+//!
+//! An emulator translates what a guest runs for the first time: that is most of what the first program of a clone costs,
+//! and twice as much when many machines translate at once and take each other's caches. So as many begin as there are
+//! processors. A turn is short: one that runs on is not waited for.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+/// Longest turn. A shell, or a small program, is through by then.
+const LONGEST: Duration = Duration::from_millis(150);
+
+/// Nobody waits longer than this for a turn: on a machine that is busy with other things, turns help nobody.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub(super) struct Turns(Arc<Semaphore>);
+
+/// Over when dropped, or after [`LONGEST`].
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _over: oneshot::Sender<()>,
+}
+
+impl Turns {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from))))
+    }
+
+    /// `None` for whom nobody needs to wait.
+    pub(super) async fn take(&self) -> Option<Turn> {
+        let permit = tokio::time::timeout(PATIENCE, Arc::clone(&self.0).acquire_owned()).await.ok()?.ok()?;
+        let (over, ended) = oneshot::channel();
+        tokio::spawn(pass(permit, ended));
+        Some(Turn { _over: over })
+    }
+}
+
+async fn pass(permit: OwnedSemaphorePermit, ended: oneshot::Receiver<()>) {
+    let _ = tokio::time::timeout(LONGEST, ended).await;
+    drop(permit);
+}
