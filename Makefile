@@ -6,7 +6,7 @@ TARGET ?= $(CURDIR)/target
 KIT := $(III_HOME)/lib/kit
 IMAGES := $(III_HOME)/lib/images
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
-INIT := $(TARGET)/$(HOST)/release/iii-init
+INIT := $(TARGET)/$(HOST)/guest/iii-init
 PROGRAMS := -p cli -p engine -p daemon -p vm-process
 
 .PHONY: demo test test-kvm bench bench-kvm check build kit images kernel init setup-run setup-test clean-home
@@ -59,7 +59,7 @@ build:
 # The guests' init: one static binary.
 init:
 	CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUSTFLAGS='-C target-feature=+crt-static' \
-	    cargo build --release -p guest-init --bin iii-init --target $(HOST)
+	    cargo build --profile guest -p guest-init --bin iii-init --target $(HOST)
 
 kit: init
 	@cargo build --quiet -p xtask

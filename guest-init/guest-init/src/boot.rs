@@ -12,6 +12,12 @@ use nix::mount::{MsFlags, mount};
 use crate::serve::{Platform, Services, serve};
 use crate::{names, network, root, sys};
 
+/// What the kernel does by the clock, done less often: it wakes guests that do nothing. Memory statistics are brought up
+/// to date every 60 seconds, not every second. What was written goes to the disk in rounds 15 seconds apart instead of 5,
+/// once it is 15 seconds old instead of 30: at the latest, that is 5 seconds earlier than before.
+const CLOCKWORK: [(&str, &str); 3] =
+    [("stat_interval", "60"), ("dirty_writeback_centisecs", "1500"), ("dirty_expire_centisecs", "1500")];
+
 /// Runs as PID 1 and never returns: what PID 1 returns from is a kernel panic.
 pub fn run() -> ! {
     for (source, target, kind) in [("proc", "/proc", "proc"), ("sysfs", "/sys", "sysfs"), ("dev", "/dev", "devtmpfs")] {
@@ -24,6 +30,9 @@ pub fn run() -> ! {
     report("loopback", network::loopback_up());
     root::prepare(report);
     report("prepare the names", names::prepare());
+    for (name, value) in CLOCKWORK {
+        report(name, fs::write(Path::new("/proc/sys/vm").join(name), value));
+    }
     loop {
         match find_port() {
             Ok(port) => serve(port, Services::new(Platform::Guest)),
