@@ -42,6 +42,7 @@ fn identity() -> Identity {
         network: None,
         root: Disk { device: "/dev/null".into(), filesystem: "erofs".into() },
         scratch: None,
+        scratch_is_kept: false,
         ca_bundle_pem: None,
         env: std::env::vars().filter(|(name, _)| name == "PATH").collect(),
         workdir: "/".into(),

@@ -33,7 +33,7 @@ pub(crate) fn adopt(identity: &Identity) -> Result<String, GuestFailure> {
     if let Some(network) = &identity.network {
         network::configure(network)?;
     }
-    root::enter(&identity.root, identity.scratch.as_ref())?;
+    root::enter(&identity.root, identity.scratch.as_ref(), identity.scratch_is_kept)?;
     if let Some(bytes) = identity.memory_limit_bytes {
         tolerate("limit the memory", root::limit_memory(bytes));
     }

@@ -1,24 +1,38 @@
 //! The guest's root file system: the image, a writable layer over it, and the kernel's own file systems in it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use guest_protocol::{Disk, GuestFailure};
+use guest_protocol::{Disk, ErrorCode, GuestFailure};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot};
 
 use crate::adopt::step;
 use crate::sys;
-use crate::wire::io_failure;
+use crate::wire::failure;
 
 /// What is mounted before anybody knows which root this guest will have, and moves into it.
 const MOVED: [&str; 4] = ["dev", "proc", "sys", "run"];
 
 /// The group that every program is born in: a program that takes all memory must not take init along.
 pub(crate) const GROUP: &str = "/sys/fs/cgroup/worker";
+
+/// The writable disk.
+const SCRATCH_DEVICE: &str = "/dev/vdb";
+
+/// `s_volume_name` in the superblock, at byte 1024, of a disk that is thrown away with its machine; the kit's maker sets it.
+const THROWAWAY_LABEL: &[u8; 16] = b"iii-throwaway\0\0\0";
+const LABEL_OFFSET: u64 = 1024 + 0x78;
+
+static THROWAWAY_MOUNTED: AtomicBool = AtomicBool::new(false);
+
+/// A fresh disk has nothing to be prepared in the background. Reading its bitmaps ahead, some seconds after the mount, is
+/// work that every clone and every child of a snapshot would do over again.
+const SCRATCH_OPTIONS: &str = "noinit_itable,no_prefetch_block_bitmaps";
 
 /// Mounts what no identity changes, so that a template has it and no clone runs the code for it again. A part that fails
 /// is told to `report`, and is missing: a kernel without cgroups runs programs without limits.
@@ -42,6 +56,7 @@ pub(crate) fn prepare(report: impl Fn(&str, io::Result<()>)) {
         let _ = symlink(target, Path::new("/dev").join(link));
     }
     report("limit the memory", limit_by_default());
+    report("mount the writable disk", mount_throwaway());
 }
 
 /// Three quarters of the memory: what a guest has until it is told a limit of its own.
@@ -56,17 +71,53 @@ pub(crate) fn limit_memory(bytes: u64) -> io::Result<()> {
     fs::write(Path::new(GROUP).join("memory.max"), bytes.to_string())
 }
 
-/// Mounts `root` read-only, `scratch` over it, and moves this process, and so every later one, into the result.
-pub(crate) fn enter(root: &Disk, scratch: Option<&Disk>) -> Result<(), GuestFailure> {
-    mount_disk(root, "/lower", MsFlags::MS_RDONLY, None)?;
-    match scratch {
-        Some(disk) => mount_disk(disk, "/scratch", MsFlags::MS_NOATIME, Some("noinit_itable"))?,
-        None => step("mount the writable layer", || {
-            Ok(mount(Some("scratch"), "/scratch", Some("tmpfs"), MsFlags::empty(), Some("size=50%,mode=755"))?)
-        })?,
+/// Mounts the writable disk if it is one to throw away: every such disk is a copy of the same, so a template may have it
+/// mounted, and its clones need not. What is written here is on the disk when this returns.
+fn mount_throwaway() -> io::Result<()> {
+    if !is_throwaway()? {
+        return Ok(());
     }
-    for folder in ["/scratch/upper", "/scratch/work"] {
-        fs::create_dir_all(folder).map_err(|error| io_failure(format!("create {folder}"), &error))?;
+    mount(Some(SCRATCH_DEVICE), "/scratch", Some("ext4"), MsFlags::MS_NOATIME, Some(SCRATCH_OPTIONS))?;
+    THROWAWAY_MOUNTED.store(true, Ordering::Relaxed);
+    create_layers()?;
+    nix::unistd::sync();
+    Ok(())
+}
+
+fn is_throwaway() -> io::Result<bool> {
+    let mut label = [0; THROWAWAY_LABEL.len()];
+    match File::open(SCRATCH_DEVICE).and_then(|disk| disk.read_exact_at(&mut label, LABEL_OFFSET)) {
+        Ok(()) => Ok(label == *THROWAWAY_LABEL),
+        // A machine without this disk, or with an empty one.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the overlay keeps on the writable disk.
+fn create_layers() -> io::Result<()> {
+    fs::create_dir_all("/scratch/upper")?;
+    fs::create_dir_all("/scratch/work")
+}
+
+/// Mounts `root` read-only, `scratch` over it, and moves this process, and so every later one, into the result.
+pub(crate) fn enter(root: &Disk, scratch: Option<&Disk>, scratch_is_kept: bool) -> Result<(), GuestFailure> {
+    mount_disk(root, "/lower", MsFlags::MS_RDONLY, None)?;
+    match (scratch, THROWAWAY_MOUNTED.load(Ordering::Relaxed)) {
+        (Some(_), true) if !scratch_is_kept => {}
+        // To unmount it would write to a disk that is perhaps another one by now.
+        (Some(disk), true) => {
+            let message = format!("{} is to be kept, but is labelled as one to throw away", disk.device);
+            return Err(failure(ErrorCode::Invalid, message));
+        }
+        (Some(disk), false) => {
+            mount_disk(disk, "/scratch", MsFlags::MS_NOATIME, Some(SCRATCH_OPTIONS))?;
+            step("create the layers", create_layers)?;
+        }
+        (None, _) => step("mount the writable layer", || {
+            mount(Some("scratch"), "/scratch", Some("tmpfs"), MsFlags::empty(), Some("size=50%,mode=755"))?;
+            create_layers()
+        })?,
     }
     step("mount the overlay", || {
         // With redirects, a directory of the image can be renamed; without, that is a copy of all that is in it.

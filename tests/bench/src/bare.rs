@@ -43,7 +43,7 @@ fn inheritable(fd: RawFd) {
 }
 
 fn ask_ping(guest: &mut UnixStream) {
-    let body = br#"{"op":"ping"}"#;
+    let body = br#""ping""#;
     let mut frame = u32::try_from(body.len()).expect("short").to_le_bytes().to_vec();
     frame.extend([1, 0, 0, 0, 2, 0, 0, 0]);
     frame.extend(body);
@@ -111,12 +111,13 @@ impl Template {
         let (accel, cpu) = if self.shape["accel"] == "kvm" { ("kvm", "host") } else { ("tcg,thread=multi", "max") };
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-object", &memory.to_string(), "-accel", accel, "-cpu", cpu]);
-        command.args(["-M", "microvm,x-option-roms=off,rtc=on,pit=on,pic=on,acpi=on,memory-backend=mem"]);
+        command.args(["-M", "microvm,x-option-roms=off,rtc=on,pit=off,pic=off,acpi=on,memory-backend=mem"]);
         command.args(["-m", &format!("{mib}M"), "-smp", &self.shape["vcpus"].to_string()]);
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "null"]);
         command.args(["-global", "virtio-mmio.force-legacy=off", "-incoming", "defer"]);
         command.args(["-chardev", &format!("socket,id=monitor,fd={monitor}"), "-mon", "chardev=monitor,mode=control"]);
-        command.args(["-device", "virtio-serial-device", "-chardev", &format!("socket,id=guest,fd={guest}")]);
+        command.args(["-chardev", &format!("socket,id=guest,fd={guest}")]);
+        command.args(["-device", "virtio-serial-device,max_ports=2"]);
         command.args(["-device", "virtserialport,chardev=guest,name=iii.guest"]);
         for (node, path) in ["root", "scratch"].iter().zip(disks) {
             let read_only = *node == "root";

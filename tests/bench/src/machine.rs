@@ -61,7 +61,7 @@ pub(crate) async fn boot(recipe: &Recipe<'_>) -> (Machine, Duration) {
             let path = run.path().join("scratch");
             let copied = std::process::Command::new("cp")
                 .args(["--sparse=always"])
-                .arg(recipe.kit.join("scratch.ext4"))
+                .arg(recipe.kit.join("scratch-throwaway.ext4"))
                 .arg(&path)
                 .status();
             assert!(copied.is_ok_and(|status| status.success()), "the kit's scratch disk is copied");
@@ -139,6 +139,7 @@ impl Machine {
             }),
             root: Disk { device: "/dev/vda".into(), filesystem: "erofs".into() },
             scratch: Some(Disk { device: "/dev/vdb".into(), filesystem: "ext4".into() }),
+            scratch_is_kept: false,
             ca_bundle_pem: None,
             env: [("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())].into(),
             workdir: "/".into(),

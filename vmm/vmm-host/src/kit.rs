@@ -17,6 +17,8 @@ const KERNEL_BYTES: std::ops::RangeInclusive<u64> = 1024 * 1024..=512 * 1024 * 1
 pub struct Kit {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
+    /// The writable disk of machines that leave nothing behind; kits of benches and tests may lack it.
+    pub throwaway: Option<PathBuf>,
     pub identity: KitIdentity,
     pub flavour: String,
     /// `uname -r` of its kernel.
@@ -116,7 +118,16 @@ impl Kit {
         }
         check_kernel(&kernel, lengths.0)?;
         let identity = KitIdentity { lengths, ..said.identity };
-        Ok(Self { kernel, initramfs, identity, flavour: said.flavour, release: said.release, boots: said.boots })
+        let throwaway = Some(folder.join("scratch-throwaway.ext4")).filter(|disk| disk.exists());
+        Ok(Self {
+            kernel,
+            initramfs,
+            throwaway,
+            identity,
+            flavour: said.flavour,
+            release: said.release,
+            boots: said.boots,
+        })
     }
 
     /// Compares checksums: reads all of it, which takes longer than a restore.

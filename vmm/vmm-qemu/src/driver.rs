@@ -18,6 +18,7 @@ use crate::layers::Layers;
 use crate::qmp::Monitor;
 use crate::running::Running;
 use crate::saved::{DRIVER, Saved};
+use crate::sparse;
 use crate::take::Source;
 use crate::template::{Template, Templates, migration_capabilities};
 use crate::tsc;
@@ -65,7 +66,7 @@ impl<'a> Driver<'a> {
             snapshot.as_ref().map_or((spec.memory, spec.vcpus), |saved| (saved.info.memory, saved.info.vcpus));
         let shape =
             Shape { accel, memory_mib: memory.mib(), vcpus: vcpus.get(), tsc_khz: tsc::khz(&spec.template_dir) };
-        let key = Key::new(&program, &kit, &shape)?;
+        let key = Key::new(&program, &kit, &shape, spec.scratch_is_kept)?;
         Ok(Self { spec, program, kit, shape, key, snapshot })
     }
 
@@ -120,6 +121,11 @@ impl<'a> Driver<'a> {
     }
 
     fn restore_template(&self, template: &Template, wires: &Wires) -> Result<Running, QemuError> {
+        if let Some(scratch) = &template.scratch {
+            let disk = &self.spec.scratch_disk;
+            let own = File::options().write(true).open(disk).map_err(at(disk))?;
+            sparse::copy(scratch, &own).map_err(at(disk))?;
+        }
         let files = Files {
             start: Start::Restore { memory: &template.memory },
             memory: template.memory_file.try_clone().map_err(at(&template.memory))?,

@@ -28,6 +28,9 @@ pub(crate) struct Key {
     arguments: Vec<String>,
     cpu_model: String,
     pub(crate) disks: (u64, u64),
+    /// A template whose guest has mounted the kit's throwaway disk. Nothing that a snapshot needs.
+    #[serde(default)]
+    pub(crate) mounted: bool,
     /// With KVM only: an emulated processor is QEMU's alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     host: Option<KvmHost>,
@@ -54,7 +57,7 @@ impl KvmHost {
 }
 
 impl Key {
-    pub(crate) fn new(program: &Path, kit: &Kit, shape: &Shape) -> Result<Self, QemuError> {
+    pub(crate) fn new(program: &Path, kit: &Kit, shape: &Shape, scratch_is_kept: bool) -> Result<Self, QemuError> {
         let file = fs::metadata(program).map_err(at(program))?;
         // The guest-visible command line, with names in place of everything that differs between clones.
         let ends = HostEnds {
@@ -76,6 +79,7 @@ impl Key {
             arguments,
             cpu_model: cpu_model(),
             disks: (vmm::ROOT_DISK_BYTES, vmm::SCRATCH_DISK_BYTES),
+            mounted: !scratch_is_kept && kit.throwaway.is_some(),
             host: (shape.accel == Accel::Kvm).then(KvmHost::this),
         })
     }
@@ -136,7 +140,7 @@ mod tests {
     fn key(kernel: &str, tsc_khz: u64, vcpus: u32) -> String {
         let folder = tempfile::tempdir().unwrap();
         let shape = Shape { accel: Accel::Tcg, memory_mib: 256, vcpus, tsc_khz };
-        Key::new(Path::new("/proc/self/exe"), &kit(folder.path(), kernel), &shape).unwrap().name().unwrap()
+        Key::new(Path::new("/proc/self/exe"), &kit(folder.path(), kernel), &shape, false).unwrap().name().unwrap()
     }
 
     #[test]
@@ -151,7 +155,7 @@ mod tests {
     fn what_has_changed_since_a_machine_was_saved_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let shape = Shape { accel: Accel::Kvm, memory_mib: 256, vcpus: 1, tsc_khz: 1 };
-        let key = Key::new(Path::new("/proc/self/exe"), &kit(folder.path(), "a"), &shape).unwrap();
+        let key = Key::new(Path::new("/proc/self/exe"), &kit(folder.path(), "a"), &shape, false).unwrap();
         let differences = |change: &dyn Fn(&mut Key)| {
             let mut saved = key.clone();
             change(&mut saved);
@@ -172,7 +176,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let key = |accel, host: Option<KvmHost>| {
             let shape = Shape { accel, memory_mib: 256, vcpus: 1, tsc_khz: 1 };
-            let mut key = Key::new(Path::new("/proc/self/exe"), &kit(folder.path(), "a"), &shape).unwrap();
+            let mut key = Key::new(Path::new("/proc/self/exe"), &kit(folder.path(), "a"), &shape, false).unwrap();
             assert_eq!(key.host.is_some(), accel == Accel::Kvm);
             key.host = host.or(key.host);
             key.name().unwrap()

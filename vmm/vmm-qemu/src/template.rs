@@ -4,6 +4,7 @@
 //! <folder>/<key>/template.json   written last; names the digest of `state`
 //!                memory          guest memory, mapped privately by every clone
 //!                state           devices and processors
+//!                scratch         the writable disk as the guest has it mounted, for clones that throw theirs away
 //!         <key>.lock             held while building
 //!         .building-…            incomplete; removed by whoever holds the lock next
 //! ```
@@ -27,6 +28,7 @@ use crate::error::{QemuError, at};
 use crate::key::{Key, hex};
 use crate::layers::Layers;
 use crate::qmp::Monitor;
+use crate::sparse;
 
 /// Templates kept; beyond it the one used longest ago goes.
 const KEPT: usize = 8;
@@ -49,6 +51,8 @@ struct Manifest {
     key: Value,
     state_sha256: String,
     memory_bytes: u64,
+    #[serde(default)]
+    scratch_bytes: Option<u64>,
 }
 
 /// A complete template.
@@ -59,6 +63,7 @@ pub(crate) struct Template {
     /// Open, since another may take the template away: the clone's memory is still what it was.
     pub(crate) memory_file: File,
     pub(crate) state: File,
+    pub(crate) scratch: Option<File>,
 }
 
 /// The templates of one user.
@@ -99,10 +104,22 @@ impl Templates {
         }
         let state = File::open(&state).map_err(|error| damaged(format!("state: {error}")))?;
         let memory_file = File::open(&memory).map_err(|error| damaged(format!("memory: {error}")))?;
+        let scratch = match manifest.scratch_bytes {
+            None => None,
+            Some(bytes) => {
+                let failed = |error| damaged(format!("scratch: {error}"));
+                let file = File::open(folder.join("scratch")).map_err(failed)?;
+                let length = file.metadata().map_err(failed)?.len();
+                if length != bytes {
+                    return Err(damaged(format!("scratch has {length} bytes, not {bytes}")));
+                }
+                Some(file)
+            }
+        };
         if let Ok(about) = OpenOptions::new().write(true).open(&about) {
             let _ = about.set_modified(SystemTime::now());
         }
-        Ok(Some(Template { folder, memory, memory_file, state }))
+        Ok(Some(Template { folder, memory, memory_file, state, scratch }))
     }
 
     pub(crate) fn remove(&self, name: &str) {
@@ -185,12 +202,16 @@ fn is_abandoned(path: &Path) -> bool {
     is_work && age.is_some_and(|age| age > 2 * (BOOT_LIMIT + SAVE_LIMIT))
 }
 
-/// Boots a machine with blank disks, waits for its Hello and saves it into `work`.
+/// Boots a machine whose disks are blank, or to be thrown away, waits for its Hello and saves it into `work`.
 fn build(work: &Path, key: &Key, program: &Path, kit: &Kit) -> Result<(), QemuError> {
     let memory = work.join("memory");
-    let (root, scratch) = (work.join("blank-root"), work.join("blank-scratch"));
-    for (path, length) in [(&root, key.disks.0), (&scratch, key.disks.1)] {
-        private(path).and_then(|file| file.set_len(length)).map_err(at(path))?;
+    let (root, scratch) = (work.join("blank-root"), work.join("scratch"));
+    let blank =
+        |path: &Path, length| private(path).and_then(|file| file.set_len(length).map(|()| file)).map_err(at(path));
+    blank(&root, key.disks.0)?;
+    let scratch_file = blank(&scratch, key.disks.1)?;
+    if let Some(throwaway) = kit.throwaway.as_ref().filter(|_| key.mounted) {
+        File::open(throwaway).and_then(|from| sparse::copy(&from, &scratch_file)).map_err(at(throwaway))?;
     }
     private(&memory).and_then(|file| file.set_len(u64::from(key.shape.memory_mib) << 20)).map_err(at(&memory))?;
     let pair = || UnixStream::pair().map_err(at("a socket pair"));
@@ -220,7 +241,8 @@ fn build(work: &Path, key: &Key, program: &Path, kit: &Kit) -> Result<(), QemuEr
     });
     drop(process);
     result?;
-    for path in [&root, &scratch, &work.join("qemu.log")] {
+    let log = work.join("qemu.log");
+    for path in [&root, &log].into_iter().chain((!key.mounted).then_some(&scratch)) {
         fs::remove_file(path).map_err(at(path))?;
     }
     Ok(())
@@ -255,10 +277,16 @@ fn save(
     let memory = work.join("memory");
     File::open(&memory).and_then(|file| file.sync_all()).map_err(at(&memory))?;
     state.sync_all().map_err(at(&state_path))?;
+    let scratch = work.join("scratch");
+    File::open(&scratch).and_then(|file| file.sync_all()).map_err(at(&scratch))?;
     let state_sha256 = digest(&state_path).map_err(at(&state_path))?;
     let key_value = serde_json::to_value(key).map_err(|error| at(work)(error.into()))?;
-    let manifest =
-        Manifest { key: key_value, state_sha256, memory_bytes: u64::from(key.shape.memory_mib) * 1024 * 1024 };
+    let manifest = Manifest {
+        key: key_value,
+        state_sha256,
+        memory_bytes: u64::from(key.shape.memory_mib) * 1024 * 1024,
+        scratch_bytes: key.mounted.then_some(key.disks.1),
+    };
     let about = work.join("template.json");
     let text = serde_json::to_vec_pretty(&manifest).map_err(|error| at(&about)(error.into()))?;
     let mut file = private(&about).map_err(at(&about))?;

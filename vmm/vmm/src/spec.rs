@@ -34,8 +34,9 @@ pub struct VmSpec {
     pub root_disk: PathBuf,
     /// Writable ext4 file, exactly [`SCRATCH_DISK_BYTES`] long (sparse); `/dev/vdb`.
     pub scratch_disk: PathBuf,
-    /// What a guest syncs to the writable disk is synced on the host. Without, it is lost with the host: for disks
-    /// that are thrown away with their VM.
+    /// What a guest syncs to the writable disk is synced on the host. Without, it is lost with the host: for disks that
+    /// are thrown away with their VM. Those are copies of the kit's `scratch-throwaway.ext4`, or blank, and a clone's may be
+    /// given the content that its template had mounted.
     pub scratch_is_kept: bool,
     /// `None`: the network device exists (a template has one) but nobody answers on it.
     pub network: Option<NetworkSpec>,

@@ -52,6 +52,7 @@ pub(super) fn identity(
         network: networked.then(|| slot.guest()),
         root: Disk { device: "/dev/vda".into(), filesystem: "erofs".into() },
         scratch: Some(Disk { device: "/dev/vdb".into(), filesystem: "ext4".into() }),
+        scratch_is_kept: request.scratch.is_kept(),
         ca_bundle_pem: ca_bundle.filter(|_| networked).map(str::to_owned),
         env,
         workdir: config.workdir.clone().unwrap_or_else(|| "/".into()),

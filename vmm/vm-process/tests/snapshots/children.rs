@@ -111,6 +111,7 @@ fn identity() -> Identity {
         network: None,
         root: disk("/dev/vda", "erofs"),
         scratch: Some(disk("/dev/vdb", "ext4")),
+        scratch_is_kept: false,
         ca_bundle_pem: None,
         env: BTreeMap::from([("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())]),
         workdir: "/".into(),
@@ -147,7 +148,7 @@ async fn disk_and_memory_of_each_child_are_the_sources_at_that_moment_and_then_i
         ..place.spec(name, template)
     };
     let source_spec = spec("source", TemplateUse::Clone);
-    let blank = kit().join("scratch.ext4");
+    let blank = kit().join("scratch-throwaway.ext4");
     let copied = Command::new("cp").arg("--sparse=always").args([&blank, &source_spec.scratch_disk]).status();
     assert!(copied.unwrap().success());
     let (mut source, guest) = running(&source_spec).await;
