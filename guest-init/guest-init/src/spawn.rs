@@ -319,7 +319,98 @@ fn check_long(result: libc::c_long) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::io::Read;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+
+    use nix::fcntl::OFlag;
+    use nix::sys::wait::WaitStatus;
+    use nix::unistd::pipe2;
+
     use super::*;
+
+    /// What the program wrote, and how it ended.
+    fn run(argv: &[&str], env: &[(&str, &str)], workdir: &str) -> io::Result<(String, WaitStatus)> {
+        let (output, end) = pipe2(OFlag::O_CLOEXEC)?;
+        let argv: Vec<String> = argv.iter().map(|&word| word.to_owned()).collect();
+        let account =
+            Account { uid: nix::unistd::getuid().into(), gid: nix::unistd::getgid().into(), ..Account::root() };
+        let launch = Launch {
+            argv: &argv,
+            env: env.iter().copied().collect(),
+            workdir,
+            stdio: [File::open("/dev/null")?.into(), end.try_clone()?, end],
+            terminal: false,
+            account: &account,
+            open_files: 0,
+        };
+        let started = launch.start();
+        drop(launch);
+        let pid = started?;
+        let mut text = String::new();
+        File::from(output).read_to_string(&mut text)?;
+        Ok((text, waitpid(pid, None)?))
+    }
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("iii-spawn-{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        folder
+    }
+
+    #[test]
+    fn a_program_gets_its_words_its_environment_its_folder_and_a_group_of_its_own() {
+        let script = "echo \"$0 $1 $A $(pwd) $(env | wc -l)\"; [ $(ps -o pgid= -p $$) = $$ ] && echo leads; exit 3";
+        let env = [("A", "b c"), ("PATH", "/usr/bin:/bin")];
+        let (said, end) = run(&["sh", "-c", script, "name", "one"], &env, "/tmp").expect("started");
+        let lines: Vec<&str> = said.lines().collect();
+        // A shell adds PWD, and some add SHLVL and `_`.
+        assert!(lines[0].starts_with("name one b c /tmp "), "{said}");
+        assert_eq!((lines.get(1), matches!(end, WaitStatus::Exited(_, 3))), (Some(&"leads"), true), "{end:?}");
+    }
+
+    #[test]
+    fn a_program_blocks_and_ignores_no_signal_because_we_do() {
+        let (said, _) = run(&["/bin/cat", "/proc/self/status"], &[], "/").expect("started");
+        let set = |name: &str| {
+            let line = said.lines().find(|line| line.starts_with(name)).expect("a set of signals");
+            u64::from_str_radix(line.split_whitespace().nth(1).expect("a number"), 16).expect("a number")
+        };
+        let pipe = 1 << (libc::SIGPIPE - 1);
+        assert_eq!((set("SigBlk:"), set("SigIgn:") & pipe), (0, 0));
+        assert_eq!(SigSet::thread_get_mask().expect("ours"), SigSet::empty());
+    }
+
+    #[test]
+    fn what_cannot_be_started_says_why_and_leaves_no_process() {
+        let folder = folder("failures");
+        let file = folder.join("file");
+        fs::write(&file, "no program").expect("written");
+        let file = file.to_str().expect("UTF-8");
+        for (argv, path, workdir, wanted) in [
+            (["iii-no-such"], "/usr/bin:/bin", "/", libc::ENOENT),
+            ([file], "", "/", libc::EACCES),
+            (["file"], folder.to_str().expect("UTF-8"), "/", libc::EACCES),
+            (["/bin/true"], "", "/iii-no-such", libc::ENOENT),
+        ] {
+            let failed = run(&argv, &[("PATH", path)], workdir).map_err(|error| error.raw_os_error());
+            assert_eq!(failed, Err(Some(wanted)), "{argv:?}");
+        }
+        fs::remove_dir_all(folder).expect("removed");
+    }
+
+    #[test]
+    fn a_script_that_names_no_interpreter_is_the_shells() {
+        let folder = folder("script");
+        let script = folder.join("script");
+        fs::write(&script, "echo \"$0 $1\"\n").expect("written");
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("executable");
+        let (said, end) = run(&["script", "word"], &[("PATH", folder.to_str().expect("UTF-8"))], "/").expect("started");
+        assert_eq!(said, format!("{} word\n", script.display()));
+        assert!(matches!(end, WaitStatus::Exited(_, 0)), "{end:?}");
+        fs::remove_dir_all(folder).expect("removed");
+    }
 
     fn names(name: &str, path: &str) -> Vec<String> {
         let found = candidates(name, path).expect("no NUL");

@@ -385,6 +385,19 @@ mod tests {
         assert!(why().starts_with("state: "));
         fs::write(template.join("state"), "x").unwrap();
         assert_eq!(why(), "state is not what was saved");
+        let saved = |scratch: &str| {
+            let sum = digest(&template.join("state")).unwrap();
+            let text = format!(r#"{{"key":1,"state_sha256":"{sum}","memory_bytes":3,"scratch_bytes":{scratch}}}"#);
+            fs::write(template.join("template.json"), text).unwrap();
+        };
+        saved("4");
+        assert!(why().starts_with("scratch: "));
+        fs::write(template.join("scratch"), "ab").unwrap();
+        assert_eq!(why(), "scratch has 2 bytes, not 4");
+        fs::write(template.join("scratch"), "abcd").unwrap();
+        assert!(templates.find("t").unwrap().unwrap().scratch.is_some());
+        saved("null");
+        assert!(templates.find("t").unwrap().unwrap().scratch.is_none());
     }
 
     #[test]

@@ -43,3 +43,29 @@ async fn pass(permit: OwnedSemaphorePermit, ended: oneshot::Receiver<()>) {
     let _ = tokio::time::timeout(LONGEST, ended).await;
     drop(permit);
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_ends_when_it_is_dropped_or_when_it_is_too_long() {
+        let turns = Turns(Arc::new(Semaphore::new(1)));
+        let first = turns.take().await;
+        let begun = Instant::now();
+        let second = turns.take().await;
+        assert_eq!((first.is_some(), begun.elapsed() >= LONGEST), (true, true));
+        drop(second);
+        timeout(LONGEST / 2, turns.take()).await.expect("the one before is over").expect("a turn");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_ever() {
+        let turns = Turns(Arc::new(Semaphore::new(0)));
+        let begun = Instant::now();
+        assert!(turns.take().await.is_none());
+        assert!(begun.elapsed() >= PATIENCE);
+    }
+}
