@@ -287,8 +287,9 @@ impl<'a> Merger<'a> {
     /// Adds what every guest needs and images may lack. Says whether the image holds a system: whether it has `/bin`.
     pub(crate) fn complete(&mut self) -> Result<bool, LayerError> {
         const MOUNT_POINTS: [&[u8]; 5] = [b"proc", b"sys", b"dev", b"run", b"workspace"];
-        /// Files of `/etc` over which a guest lays its own; it would have to make them first, on its own disk.
-        const IDENTITY: [&[u8]; 4] = [b"hosts", b"hostname", b"machine-id", b"resolv.conf"];
+        /// The same names as `files` in guest-init's `names.rs`: over them a guest lays its own. Those that an image lacks
+        /// it would have to make first, on its disk.
+        const GUEST_FILES: [&[u8]; 4] = [b"hosts", b"hostname", b"machine-id", b"resolv.conf"];
         if self.tree.child(Tree::ROOT, b"bin").is_none() {
             return Ok(false);
         }
@@ -301,7 +302,7 @@ impl<'a> Merger<'a> {
             self.tree.put(Tree::ROOT, b"tmp", Node { attributes, kind: directory() }, self.layer)?;
         }
         let etc = self.parent(&[b"etc"])?;
-        for name in IDENTITY {
+        for name in GUEST_FILES {
             if self.tree.child(etc, name).is_some() {
                 continue;
             }

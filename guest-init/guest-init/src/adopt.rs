@@ -24,6 +24,9 @@ const IMAGE_CA_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 const CA_VARIABLES: [&str; 5] =
     ["SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE"];
 
+/// Where programs are looked for, unless the image or the launcher says otherwise.
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Entropy first: everything after it may draw random numbers, and a clone starts with its siblings' state. Returns the
 /// boot id. Whatever needs no identity is done before `Hello` (`boot`): a clone finds it done.
 pub(crate) fn adopt(identity: &Identity) -> Result<String, GuestFailure> {
@@ -75,14 +78,11 @@ fn install_authorities(bundle: &str) -> io::Result<()> {
 
 /// The base environment: defaults, then what the identity says.
 pub(crate) fn environment(identity: &Identity, account: &Account, in_guest: bool) -> BTreeMap<String, String> {
-    let mut env: BTreeMap<String, String> = [
-        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-        ("HOME", account.home.as_str()),
-        ("LANG", "C.UTF-8"),
-    ]
-    .into_iter()
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .collect();
+    let mut env: BTreeMap<String, String> =
+        [("PATH", DEFAULT_PATH), ("HOME", account.home.as_str()), ("LANG", "C.UTF-8")]
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
     if in_guest && identity.ca_bundle_pem.is_some() {
         env.extend(CA_VARIABLES.map(|name| (name.to_owned(), CA_BUNDLE.to_owned())));
     }

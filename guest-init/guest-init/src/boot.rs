@@ -12,10 +12,9 @@ use nix::mount::{MsFlags, mount};
 use crate::serve::{Platform, Services, serve};
 use crate::{names, network, root, sys};
 
-/// What the kernel does by the clock, done less often: it wakes guests that do nothing. Memory statistics are brought up
-/// to date every 60 seconds, not every second. What was written goes to the disk in rounds 15 seconds apart instead of 5,
-/// once it is 15 seconds old instead of 30: at the latest, that is 5 seconds earlier than before.
-const CLOCKWORK: [(&str, &str); 3] =
+/// Files of `/proc/sys/vm`: fewer of the kernel's own wake-ups (its defaults are 1 s, 500 and 3000 hundredths). Written
+/// data is on its way to the disk after at most 15 + 15 s; by default, after 30 + 5 s.
+const VM_SYSCTLS: [(&str, &str); 3] =
     [("stat_interval", "60"), ("dirty_writeback_centisecs", "1500"), ("dirty_expire_centisecs", "1500")];
 
 /// Runs as PID 1 and never returns: what PID 1 returns from is a kernel panic.
@@ -30,7 +29,7 @@ pub fn run() -> ! {
     report("loopback", network::loopback_up());
     root::prepare(report);
     report("prepare the names", names::prepare());
-    for (name, value) in CLOCKWORK {
+    for (name, value) in VM_SYSCTLS {
         report(name, fs::write(Path::new("/proc/sys/vm").join(name), value));
     }
     loop {

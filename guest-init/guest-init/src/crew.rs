@@ -1,5 +1,5 @@
-//! Threads that carry out requests. A few are kept for the next ones: to start a thread and to end it is a good part of
-//! what a clone's first program costs.
+//! Threads that carry out requests. A few are kept for the next ones: to start and to end a thread is code that a clone
+//! would have to translate for its first program (ARCHITECTURE.md, "A sandbox's life").
 
 use std::collections::VecDeque;
 use std::io;
@@ -8,7 +8,7 @@ use std::thread;
 
 use crate::wire::lock;
 
-/// Threads that may wait for work. There are as many as there are requests that run, and these.
+/// Threads that wait once their job is done. Besides them there is one for each request that runs, without a limit.
 const KEPT: usize = 2;
 
 const STACK_BYTES: usize = 256 * 1024;

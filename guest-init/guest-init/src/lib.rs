@@ -1,14 +1,16 @@
 //! Is PID 1 of every guest: mounts, configures, reaps, and serves requests.
 //!
 //! ```text
-//! channel ─► wire (one reader, one locked writer) ─► a thread per request                       (crew)
-//!                                                     ├─ adopt      identity, disks, network      (adopt, names, network, root)
-//!                                                     ├─ renew      a child's own identity        (renew, names, network)
-//!                                                     ├─ exec       one program                   (exec, life, spawn)
-//!                                                     ├─ supervise  one program, life after life  (supervise, life)
-//!                                                     ├─ files      list, read, write, ...        (files, upload)
-//!                                                     └─ sync       a tar stream                  (sync, upload)
-//! reaper: the only caller of wait; tells each life when its process has ended
+//! channel ─► wire (one reader, one locked writer)
+//!             ├─► the reader's thread
+//!             │     ├─ adopt      identity, disks, network      (adopt, names, network, root)
+//!             │     └─ renew      a child's own identity        (renew, names, network)
+//!             └─► a thread per request (crew)
+//!                   ├─ exec       one program                   (exec, life, spawn)
+//!                   ├─ supervise  one program, life after life  (supervise, life, spawn)
+//!                   ├─ files      list, read, write, ...        (files, upload)
+//!                   └─ sync       a tar stream                  (sync, upload)
+//! reaper: collects what has ended; tells each life when its process has
 //! ```
 //! Knows the guest's kernel and the frames of `guest-protocol`. Knows no host, driver or image format.
 //!

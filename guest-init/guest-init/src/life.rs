@@ -97,7 +97,7 @@ impl Life {
             account: &base.account,
             open_files: base.open_files,
         };
-        let pid = services.reaper.spawn(stream, || launch.start())?;
+        let pid = services.reaper.watch(stream, || launch.start())?;
         life.group = pid;
         // Our copies of the program's ends go with `launch`, or the pipes would never end.
         Ok((life, pid.as_raw().unsigned_abs()))

@@ -58,7 +58,7 @@ pub(crate) fn change_boot_id() -> io::Result<String> {
     Ok(id)
 }
 
-/// What `/etc` says.
+/// What `/etc` says. The same names as `GUEST_FILES` of the crate `oci`, which puts empty ones into every image.
 fn files(hostname: &str, machine_id: &str, network: Option<&Network>) -> [(&'static str, String); 4] {
     let mut hosts = format!("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {hostname}\n");
     let mut resolver = String::new();
@@ -104,6 +104,7 @@ fn write_over(path: &Path, content: &str, mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(false).mode(mode).open(path)?;
     file.write_all(content.as_bytes())?;
     let length = content.len() as u64;
+    // Not where it changes nothing: a first truncation is code that a clone would have to translate.
     if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
 }
 

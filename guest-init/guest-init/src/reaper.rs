@@ -1,4 +1,5 @@
-//! The only caller of `wait`: collects every child and orphan, and tells a life that its process has ended.
+//! Collects every child and orphan, and tells a life that its process has ended. Only a child that never became its
+//! program is collected elsewhere: by `spawn`, under the lock that is held here.
 
 use std::collections::HashMap;
 use std::io;
@@ -37,8 +38,9 @@ impl Reaper {
         Self(shared)
     }
 
-    /// Runs `start`, which starts a process; its exit status is delivered to `stream`.
-    pub(crate) fn spawn(&self, stream: &Arc<Stream>, start: impl FnOnce() -> io::Result<Pid>) -> io::Result<Pid> {
+    /// Runs `start` under the lock, so that the process it starts cannot be collected before it is known; its exit status
+    /// is delivered to `stream`.
+    pub(crate) fn watch(&self, stream: &Arc<Stream>, start: impl FnOnce() -> io::Result<Pid>) -> io::Result<Pid> {
         let mut waiting = lock(&self.0.waiting);
         let pid = start()?;
         waiting.insert(pid.as_raw(), Arc::clone(stream));

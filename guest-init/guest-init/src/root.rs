@@ -18,21 +18,23 @@ use crate::wire::failure;
 /// What is mounted before anybody knows which root this guest will have, and moves into it.
 const MOVED: [&str; 4] = ["dev", "proc", "sys", "run"];
 
-/// The group that every program is born in: a program that takes all memory must not take init along.
-pub(crate) const GROUP: &str = "/sys/fs/cgroup/worker";
+/// The control group that programs are born in: one that takes all memory must not take init along.
+pub(crate) const PROGRAMS_CGROUP: &str = "/sys/fs/cgroup/worker";
 
 /// The writable disk.
 const SCRATCH_DEVICE: &str = "/dev/vdb";
 
-/// `s_volume_name` in the superblock, at byte 1024, of a disk that is thrown away with its machine; the kit's maker sets it.
+/// Label of a disk that is thrown away with its machine; `images/build-kit` sets it. It is `s_volume_name` of `struct
+/// ext4_super_block` (the kernel's fs/ext4/ext4.h), which begins at byte 1024 of the disk.
 const THROWAWAY_LABEL: &[u8; 16] = b"iii-throwaway\0\0\0";
-const LABEL_OFFSET: u64 = 1024 + 0x78;
+const LABEL_OFFSET_BYTES: u64 = 1024 + 0x78;
 
-static THROWAWAY_MOUNTED: AtomicBool = AtomicBool::new(false);
-
-/// A fresh disk has nothing to be prepared in the background. Reading its bitmaps ahead, some seconds after the mount, is
-/// work that every clone and every child of a snapshot would do over again.
+/// No work in the background (ext4(5)): no inode tables initialised, no bitmaps read ahead. Every clone and every child of
+/// a snapshot would do it over again.
 const SCRATCH_OPTIONS: &str = "noinit_itable,no_prefetch_block_bitmaps";
+
+/// Set by [`prepare`]; part of the memory that a template saves, so a clone finds it set.
+static THROWAWAY_MOUNTED: AtomicBool = AtomicBool::new(false);
 
 /// Mounts what no identity changes, so that a template has it and no clone runs the code for it again. A part that fails
 /// is told to `report`, and is missing: a kernel without cgroups runs programs without limits.
@@ -63,12 +65,12 @@ pub(crate) fn prepare(report: impl Fn(&str, io::Result<()>)) {
 fn limit_by_default() -> io::Result<()> {
     let bytes = nix::sys::sysinfo::sysinfo()?.ram_total();
     fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory")?;
-    fs::create_dir_all(GROUP)?;
+    fs::create_dir_all(PROGRAMS_CGROUP)?;
     limit_memory((bytes / 4 * 3).max(128 * 1024 * 1024))
 }
 
 pub(crate) fn limit_memory(bytes: u64) -> io::Result<()> {
-    fs::write(Path::new(GROUP).join("memory.max"), bytes.to_string())
+    fs::write(Path::new(PROGRAMS_CGROUP).join("memory.max"), bytes.to_string())
 }
 
 /// Mounts the writable disk if it is one to throw away: every such disk is a copy of the same, so a template may have it
@@ -86,7 +88,7 @@ fn mount_throwaway() -> io::Result<()> {
 
 fn is_throwaway() -> io::Result<bool> {
     let mut label = [0; THROWAWAY_LABEL.len()];
-    match File::open(SCRATCH_DEVICE).and_then(|disk| disk.read_exact_at(&mut label, LABEL_OFFSET)) {
+    match File::open(SCRATCH_DEVICE).and_then(|disk| disk.read_exact_at(&mut label, LABEL_OFFSET_BYTES)) {
         Ok(()) => Ok(label == *THROWAWAY_LABEL),
         // A machine without this disk, or with an empty one.
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => Ok(false),
@@ -100,7 +102,9 @@ fn create_layers() -> io::Result<()> {
     fs::create_dir_all("/scratch/work")
 }
 
-/// Mounts `root` read-only, `scratch` over it, and moves this process, and so every later one, into the result.
+/// Mounts `root` read-only and lays the writable layer over it: the throwaway disk that [`prepare`] has mounted, else
+/// `scratch`, else a tmpfs. Moves this process, and so every later one, into the result. Fails if the disk is to be kept and
+/// a throwaway one is mounted: the host gave the wrong one.
 pub(crate) fn enter(root: &Disk, scratch: Option<&Disk>, scratch_is_kept: bool) -> Result<(), GuestFailure> {
     mount_disk(root, "/lower", MsFlags::MS_RDONLY, None)?;
     match (scratch, THROWAWAY_MOUNTED.load(Ordering::Relaxed)) {

@@ -1,4 +1,5 @@
-//! Reads frames, gives each request a thread, and holds what all requests share.
+//! Reads frames, carries out each request (on a thread of the crew, unless it is short or somebody waits for nothing
+//! else), and holds what all requests share.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -55,8 +56,8 @@ pub(crate) struct Base {
 impl Services {
     #[must_use]
     pub fn new(platform: Platform) -> Self {
-        // Opened while there is time: a clone finds it open.
-        let _ = spawn::group();
+        // Opens the programs' control group now: a template has it open, and its clones need not.
+        let _ = spawn::programs_cgroup();
         let base =
             Base { adopted: false, env: BTreeMap::new(), workdir: "/".into(), account: Account::root(), open_files: 0 };
         Self {
@@ -214,10 +215,10 @@ fn start(services: &Arc<Services>, stream: Arc<Stream>, body: &[u8]) {
     if matches!(request, Request::Adopt(_) | Request::Renew(_)) {
         return run_guarded(services, &stream, request);
     }
-    let for_panic = Arc::clone(&stream);
-    let of_job = Arc::clone(services);
-    if let Err(error) = services.crew.run(move || run_guarded(&of_job, &stream, request)) {
-        for_panic.finish(Err(failure(ErrorCode::Io, format!("no thread for the request: {error}"))));
+    let if_no_thread = Arc::clone(&stream);
+    let for_job = Arc::clone(services);
+    if let Err(error) = services.crew.run(move || run_guarded(&for_job, &stream, request)) {
+        if_no_thread.finish(Err(failure(ErrorCode::Io, format!("no thread for the request: {error}"))));
     }
 }
 

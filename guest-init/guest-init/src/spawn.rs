@@ -20,14 +20,12 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use crate::root::GROUP;
+use crate::adopt::DEFAULT_PATH;
+use crate::root::PROGRAMS_CGROUP;
 use crate::users::Account;
 
 /// `linux/sched.h`; wider than the constants of the `libc` crate.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-
-/// Where programs are looked for whose environment has no PATH; as in a shell without one.
-const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// Runs scripts that do not name their interpreter, as shells do.
 const SHELL: &CStr = c"/bin/sh";
@@ -75,6 +73,9 @@ struct Plan<'a> {
 struct Stack(MaybeUninit<[u8; STACK_BYTES]>);
 
 impl Launch<'_> {
+    /// Starts the program and returns its id. To be called through [`Reaper::watch`](crate::reaper::Reaper::watch): a child
+    /// that fails before it is the program is collected here, and nobody else must take it first.
+    ///
     /// # Errors
     /// What the kernel said; ENOENT and EACCES are about the program or the working directory.
     pub(crate) fn start(&self) -> io::Result<Pid> {
@@ -135,22 +136,22 @@ impl Strings {
     }
 }
 
-/// The group that programs are born in, or none where there is none: such a guest runs them without limits.
-pub(crate) fn group() -> Option<&'static File> {
+/// The control group that programs are born in, or none where there is none: such a guest runs them without limits.
+pub(crate) fn programs_cgroup() -> Option<&'static File> {
     static FOLDER: OnceLock<Option<File>> = OnceLock::new();
-    FOLDER.get_or_init(|| File::open(GROUP).ok()).as_ref()
+    FOLDER.get_or_init(|| File::open(PROGRAMS_CGROUP).ok()).as_ref()
 }
 
 /// Returns once the child is the program, or has ended. A group that takes nobody any more, since a program has removed it
 /// or made groups of its own in it, does not keep programs from starting.
 fn clone(plan: &mut Plan<'_>) -> io::Result<Pid> {
-    match group() {
-        Some(group) => clone_into(plan, Some(group)).or_else(|_| clone_into(plan, None)),
+    match programs_cgroup() {
+        Some(cgroup) => clone_into(plan, Some(cgroup)).or_else(|_| clone_into(plan, None)),
         None => clone_into(plan, None),
     }
 }
 
-fn clone_into(plan: &mut Plan<'_>, group: Option<&File>) -> io::Result<Pid> {
+fn clone_into(plan: &mut Plan<'_>, cgroup: Option<&File>) -> io::Result<Pid> {
     let mut stack = Stack(MaybeUninit::uninit());
     // SAFETY: `clone_args` is plain data for which zero bytes are a value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -158,9 +159,9 @@ fn clone_into(plan: &mut Plan<'_>, group: Option<&File>) -> io::Result<Pid> {
     args.exit_signal = libc::SIGCHLD as u64;
     args.stack = ptr::from_mut(&mut stack) as u64;
     args.stack_size = STACK_BYTES as u64;
-    if let Some(group) = group {
+    if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = group.as_raw_fd() as u64;
+        args.cgroup = cgroup.as_raw_fd() as u64;
     }
     // SAFETY: `args` names a stack that nobody else uses and that lives until the child has left it, since this thread
     // does not go on before; `child` does not return.
@@ -251,37 +252,41 @@ impl Plan<'_> {
     }
 
     fn prepare(&self) -> io::Result<()> {
-        // SAFETY: plain system calls on the calling process, with numbers and with pointers into the plan. Identities are
-        // changed without the C library: it would have all threads of the parent change theirs.
-        unsafe {
-            for (number, descriptor) in (0..).zip(self.stdio) {
-                check(libc::dup2(descriptor, number))?;
-            }
-            if self.terminal {
-                check(libc::setsid())?;
-                check(libc::ioctl(0, libc::TIOCSCTTY as _, 0))?;
-            } else {
-                check(libc::setpgid(0, 0))?;
-            }
-            if let Some(limit) = &self.limit {
-                // Fails without privileges where the limit is lower already.
-                let _ = libc::setrlimit(libc::RLIMIT_NOFILE, limit);
-            }
-            check(libc::chdir(self.workdir.as_ptr()))?;
-            let Account { uid, gid, groups, .. } = self.account;
-            if (*uid, *gid) != (0, 0) {
-                check_long(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;
-                check_long(libc::syscall(libc::SYS_setgid, *gid))?;
-                check_long(libc::syscall(libc::SYS_setuid, *uid))?;
-            }
-            // Ours is ignored, as the language's runtime wants it; a program expects to die of a closed pipe.
-            let mut default: libc::sigaction = std::mem::zeroed();
-            default.sa_sigaction = libc::SIG_DFL;
-            check(libc::sigaction(libc::SIGPIPE, &raw const default, ptr::null_mut()))?;
-            let mut none: libc::sigset_t = std::mem::zeroed();
-            check(libc::sigemptyset(&raw mut none))?;
-            check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()))
+        for (number, descriptor) in (0..).zip(self.stdio) {
+            // SAFETY: numbers of descriptors; the table is this process's own.
+            check(unsafe { libc::dup2(descriptor, number) })?;
         }
+        if self.terminal {
+            // SAFETY: a plain system call.
+            check(unsafe { libc::setsid() })?;
+            // SAFETY: descriptor 0 is the terminal's slave by now; the argument 0 asks for nothing special.
+            check(unsafe { libc::ioctl(0, libc::TIOCSCTTY as _, 0) })?;
+        } else {
+            // SAFETY: a plain system call.
+            check(unsafe { libc::setpgid(0, 0) })?;
+        }
+        if let Some(limit) = &self.limit {
+            // SAFETY: `limit` lives across the call. Fails without privileges where the limit is lower already.
+            let _ = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, limit) };
+        }
+        // SAFETY: a terminated string.
+        check(unsafe { libc::chdir(self.workdir.as_ptr()) })?;
+        self.take_identity()?;
+        default_signals()
+    }
+
+    /// Without the C library's functions: those have all threads change their identity, and here that would be the parent's.
+    fn take_identity(&self) -> io::Result<()> {
+        let Account { uid, gid, groups, .. } = self.account;
+        if (*uid, *gid) == (0, 0) {
+            return Ok(());
+        }
+        // SAFETY: length and pointer describe one vector.
+        check_long(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
+        // SAFETY: a plain system call.
+        check_long(unsafe { libc::syscall(libc::SYS_setgid, *gid) })?;
+        // SAFETY: a plain system call.
+        check_long(unsafe { libc::syscall(libc::SYS_setuid, *uid) })
     }
 
     /// Tries one file after the other, as execvp(3) does.
@@ -307,6 +312,18 @@ impl Plan<'_> {
         }
         why
     }
+}
+
+/// SIGPIPE is ignored here, as the language's runtime wants it, and everything is blocked; a program expects neither.
+fn default_signals() -> io::Result<()> {
+    // SAFETY: plain data, for which zero bytes are a value: the default action, without flags.
+    let default: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: `default` lives across the call; the table of actions is this process's own.
+    check(unsafe { libc::sigaction(libc::SIGPIPE, &raw const default, ptr::null_mut()) })?;
+    // SAFETY: plain data, for which zero bytes are a value: no signal.
+    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `none` lives across the call.
+    check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) })
 }
 
 fn check(result: c_int) -> io::Result<()> {

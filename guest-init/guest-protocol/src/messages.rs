@@ -73,7 +73,8 @@ pub struct Identity {
     pub root: Disk,
     /// Writable layer over `root`, ext4; `None` is a tmpfs of half the memory.
     pub scratch: Option<Disk>,
-    /// Whether `scratch` outlives this guest. A guest may have mounted one that does not before it was told anything.
+    /// Whether `scratch` outlives this guest. A guest mounts a disk labelled as throwaway before it is told anything; if the
+    /// two disagree, it refuses.
     pub scratch_is_kept: bool,
     /// PEM bundle of the certificate authorities the host trusts; replaces the image's bundle and is
     /// named in the usual environment variables, so that programs work behind a company's own authority.

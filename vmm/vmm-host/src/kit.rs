@@ -1,4 +1,4 @@
-//! The kernel and initramfs every guest boots.
+//! The kernel and initramfs every guest boots, and the disk that goes with its machine.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -17,7 +17,8 @@ const KERNEL_BYTES: std::ops::RangeInclusive<u64> = 1024 * 1024..=512 * 1024 * 1
 pub struct Kit {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
-    /// The writable disk of machines that leave nothing behind; kits of benches and tests may lack it.
+    /// The writable disk of machines that leave nothing behind; kits of tests may lack it. Not part of the identity: a
+    /// template keeps a copy of its own.
     pub throwaway: Option<PathBuf>,
     pub identity: KitIdentity,
     pub flavour: String,

@@ -121,6 +121,7 @@ impl<'a> Driver<'a> {
     }
 
     fn restore_template(&self, template: &Template, wires: &Wires) -> Result<Running, QemuError> {
+        // The guest's memory has this file system mounted: the disk must be as it was at that moment.
         if let Some(scratch) = &template.scratch {
             let disk = &self.spec.scratch_disk;
             let own = File::options().write(true).open(disk).map_err(at(disk))?;

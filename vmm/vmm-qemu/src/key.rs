@@ -28,9 +28,10 @@ pub(crate) struct Key {
     arguments: Vec<String>,
     cpu_model: String,
     pub(crate) disks: (u64, u64),
-    /// A template whose guest has mounted the kit's throwaway disk. Nothing that a snapshot needs.
+    /// Whether the template's guest has the kit's throwaway disk mounted. Not compared for a snapshot, which brings its own
+    /// disk and may be older than this field.
     #[serde(default)]
-    pub(crate) mounted: bool,
+    pub(crate) scratch_mounted: bool,
     /// With KVM only: an emulated processor is QEMU's alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     host: Option<KvmHost>,
@@ -64,6 +65,7 @@ impl Key {
             name: "",
             root_disk: Path::new("root"),
             scratch: &Layers::raw(Path::new("scratch")),
+            // For the host's caching only; what the guest has of it is `scratch_mounted`.
             scratch_is_kept: false,
             guest_fd: 0,
             net_fd: 0,
@@ -79,7 +81,7 @@ impl Key {
             arguments,
             cpu_model: cpu_model(),
             disks: (vmm::ROOT_DISK_BYTES, vmm::SCRATCH_DISK_BYTES),
-            mounted: !scratch_is_kept && kit.throwaway.is_some(),
+            scratch_mounted: !scratch_is_kept && kit.throwaway.is_some(),
             host: (shape.accel == Accel::Kvm).then(KvmHost::this),
         })
     }

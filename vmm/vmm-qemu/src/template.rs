@@ -1,10 +1,10 @@
 //! Templates: machines saved right after their guest said Hello, to be cloned instead of booted.
 //!
 //! ```text
-//! <folder>/<key>/template.json   written last; names the digest of `state`
+//! <folder>/<key>/template.json   written last; has the digest of `state`, the others' lengths
 //!                memory          guest memory, mapped privately by every clone
 //!                state           devices and processors
-//!                scratch         the writable disk as the guest has it mounted, for clones that throw theirs away
+//!                scratch         only if the guest has it mounted: that disk, for clones that throw theirs away
 //!         <key>.lock             held while building
 //!         .building-…            incomplete; removed by whoever holds the lock next
 //! ```
@@ -51,7 +51,6 @@ struct Manifest {
     key: Value,
     state_sha256: String,
     memory_bytes: u64,
-    #[serde(default)]
     scratch_bytes: Option<u64>,
 }
 
@@ -63,6 +62,7 @@ pub(crate) struct Template {
     /// Open, since another may take the template away: the clone's memory is still what it was.
     pub(crate) memory_file: File,
     pub(crate) state: File,
+    /// The disk as its guest has it mounted; a clone's must hold the same.
     pub(crate) scratch: Option<File>,
 }
 
@@ -210,7 +210,7 @@ fn build(work: &Path, key: &Key, program: &Path, kit: &Kit) -> Result<(), QemuEr
         |path: &Path, length| private(path).and_then(|file| file.set_len(length).map(|()| file)).map_err(at(path));
     blank(&root, key.disks.0)?;
     let scratch_file = blank(&scratch, key.disks.1)?;
-    if let Some(throwaway) = kit.throwaway.as_ref().filter(|_| key.mounted) {
+    if let Some(throwaway) = kit.throwaway.as_ref().filter(|_| key.scratch_mounted) {
         File::open(throwaway).and_then(|from| sparse::copy(&from, &scratch_file)).map_err(at(throwaway))?;
     }
     private(&memory).and_then(|file| file.set_len(u64::from(key.shape.memory_mib) << 20)).map_err(at(&memory))?;
@@ -242,7 +242,7 @@ fn build(work: &Path, key: &Key, program: &Path, kit: &Kit) -> Result<(), QemuEr
     drop(process);
     result?;
     let log = work.join("qemu.log");
-    for path in [&root, &log].into_iter().chain((!key.mounted).then_some(&scratch)) {
+    for path in [&root, &log].into_iter().chain((!key.scratch_mounted).then_some(&scratch)) {
         fs::remove_file(path).map_err(at(path))?;
     }
     Ok(())
@@ -285,7 +285,7 @@ fn save(
         key: key_value,
         state_sha256,
         memory_bytes: u64::from(key.shape.memory_mib) * 1024 * 1024,
-        scratch_bytes: key.mounted.then_some(key.disks.1),
+        scratch_bytes: key.scratch_mounted.then_some(key.disks.1),
     };
     let about = work.join("template.json");
     let text = serde_json::to_vec_pretty(&manifest).map_err(|error| at(&about)(error.into()))?;

@@ -32,11 +32,11 @@ pub struct VmSpec {
     pub accel: AccelChoice,
     /// Read-only EROFS image, exactly [`ROOT_DISK_BYTES`] long (sparse); `/dev/vda` in the guest.
     pub root_disk: PathBuf,
-    /// Writable ext4 file, exactly [`SCRATCH_DISK_BYTES`] long (sparse); `/dev/vdb`.
+    /// Writable ext4 file, exactly [`SCRATCH_DISK_BYTES`] long (sparse); `/dev/vdb`. Unless it is kept: a fresh copy of the
+    /// kit's `scratch-throwaway.ext4`, or blank; a clone's is overwritten with its template's.
     pub scratch_disk: PathBuf,
     /// What a guest syncs to the writable disk is synced on the host. Without, it is lost with the host: for disks that
-    /// are thrown away with their VM. Those are copies of the kit's `scratch-throwaway.ext4`, or blank, and a clone's may be
-    /// given the content that its template had mounted.
+    /// are thrown away with their VM.
     pub scratch_is_kept: bool,
     /// `None`: the network device exists (a template has one) but nobody answers on it.
     pub network: Option<NetworkSpec>,

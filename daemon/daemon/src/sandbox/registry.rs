@@ -36,7 +36,7 @@ pub(crate) struct Sandboxes {
     living: Mutex<HashMap<Uuid, Arc<Sandbox>>>,
     /// Living and booting ones; counts before the boot, so that no two creations take the last place.
     taken: Arc<AtomicU32>,
-    pub(super) turns: Arc<Turns>,
+    turns: Turns,
 }
 
 pub(super) struct Sandbox {
@@ -52,8 +52,8 @@ pub(super) struct Sandbox {
     used: Mutex<Instant>,
     /// Its processors stand still: nobody enters, and it is not idle.
     pub(super) paused: AtomicBool,
-    /// Its next program need not wait for a turn: it has had one, or needs none.
-    warm: AtomicBool,
+    /// Its processors are emulated, and it has run no command yet.
+    turn_due: AtomicBool,
     /// Commands that run.
     busy: AtomicU32,
     /// Commands and file transfers.
@@ -79,7 +79,7 @@ impl Drop for Place {
 pub(crate) struct Seat {
     sandbox: Arc<Sandbox>,
     exec: bool,
-    turns: Arc<Turns>,
+    turns: Turns,
 }
 
 /// What somebody does there.
@@ -93,7 +93,7 @@ impl Sandboxes {
     pub(crate) fn new(config: SandboxConfig, machines: Arc<Machines>, client: Client) -> Self {
         let snapshots = Snapshots::open(machines.home().snapshots());
         let (living, taken) = (Mutex::new(HashMap::new()), Arc::new(AtomicU32::new(0)));
-        Self { config, machines, snapshots, client, living, taken, turns: Arc::new(Turns::new()) }
+        Self { config, machines, snapshots, client, living, taken, turns: Turns::new() }
     }
 
     pub(super) fn living(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Sandbox>>> {
@@ -204,7 +204,7 @@ impl Sandboxes {
         }
         sandbox.seats.fetch_add(1, Ordering::Relaxed);
         sandbox.touch();
-        Ok(Seat { sandbox, exec, turns: Arc::clone(&self.turns) })
+        Ok(Seat { sandbox, exec, turns: self.turns.clone() })
     }
 
     pub(super) fn find(&self, id: &str) -> Result<Arc<Sandbox>, SandboxError> {
@@ -337,7 +337,7 @@ impl Sandbox {
             created: Instant::now(),
             used: Mutex::new(Instant::now()),
             paused: AtomicBool::new(false),
-            warm: AtomicBool::new(!machine.emulated),
+            turn_due: AtomicBool::new(machine.emulated),
             busy: AtomicU32::new(0),
             seats: AtomicU32::new(0),
             stopped: CancellationToken::new(),
@@ -387,6 +387,14 @@ impl Sandbox {
 }
 
 impl Seat {
+    /// Waits for a turn, if this is the first command of an emulated sandbox.
+    pub(crate) async fn turn(&self) -> Option<Turn> {
+        match self.sandbox.turn_due.swap(false, Ordering::Relaxed) {
+            true => self.turns.take().await,
+            false => None,
+        }
+    }
+
     pub(crate) fn guest(&self) -> &Guest {
         &self.sandbox.guest
     }
@@ -415,16 +423,6 @@ impl Seat {
                 result => result,
             },
             () = self.sandbox.guest.closed() => Err(self.sandbox.lost().await),
-        }
-    }
-}
-
-impl Seat {
-    /// Waits for the sandbox's turn, if this is its first command.
-    pub(crate) async fn turn(&self) -> Option<Turn> {
-        match self.sandbox.warm.swap(true, Ordering::Relaxed) {
-            true => None,
-            false => self.turns.take().await,
         }
     }
 }
