@@ -179,6 +179,31 @@ async fn a_terminal_has_the_size_it_was_given() {
 }
 
 #[tokio::test]
+async fn a_terminal_whose_program_reads_nothing_is_still_obeyed() {
+    let guest = guest();
+    let size = TerminalSize { rows: 24, cols: 80 };
+    let request = ExecRequest { terminal: Some(size), stdin: true, ..command(&["sleep", "600"]) };
+    let mut exec = guest.exec(request).await.expect("started");
+    let input = exec.input();
+    // More than a terminal takes.
+    input.write(&[b'x'; 64 * 1024]).await.expect("written");
+    input.control(Control::Stop).await.expect("ordered");
+    assert_eq!(all(&mut exec).await.2, 128 + 9);
+}
+
+#[tokio::test]
+async fn a_program_inherits_no_descriptor_of_another_request() {
+    let guest = guest();
+    // What this process was started with goes on to programs, as in any test; of requests nothing does.
+    let list = || command(&["sh", "-c", "ls -l /proc/self/fd | grep -c eventfd"]);
+    let mut waits = guest.exec(ExecRequest { stdin: true, ..command(&["cat"]) }).await.expect("started");
+    let (listed, ..) = all(&mut guest.exec(list()).await.expect("started")).await;
+    assert_eq!(String::from_utf8_lossy(&listed), "0\n");
+    waits.input().close().await.expect("closed");
+    assert_eq!(all(&mut waits).await.2, 0);
+}
+
+#[tokio::test]
 async fn two_hundred_short_processes_all_end_as_they_should() {
     let guest = guest();
     let mut running = tokio::task::JoinSet::new();

@@ -28,6 +28,8 @@ struct State {
     jobs: VecDeque<Job>,
     /// Threads that wait; each of `jobs` has one of them to itself.
     idle: usize,
+    /// Nobody gives out work any more.
+    dismissed: bool,
 }
 
 impl Crew {
@@ -69,8 +71,15 @@ impl Crew {
     }
 }
 
+impl Drop for Crew {
+    fn drop(&mut self) {
+        lock(&self.0.state).dismissed = true;
+        self.0.called.notify_all();
+    }
+}
+
 impl Shared {
-    /// Waits for the next job; `None` for a thread too many.
+    /// Waits for the next job; `None` for a thread too many, and for all when the crew is dropped.
     fn next(&self) -> Option<Job> {
         let mut state = lock(&self.state);
         if state.idle == KEPT {
@@ -78,6 +87,9 @@ impl Shared {
         }
         state.idle += 1;
         loop {
+            if state.dismissed {
+                return None;
+            }
             if let Some(job) = state.jobs.pop_front() {
                 state.idle -= 1;
                 return Some(job);
@@ -113,6 +125,11 @@ mod tests {
         }
         // Threads hold the other references; those too many leave on their own.
         while Arc::strong_count(&crew.0) != KEPT + 1 || lock(&crew.0.state).idle != KEPT {
+            thread::yield_now();
+        }
+        let shared = Arc::downgrade(&crew.0);
+        drop(crew);
+        while shared.strong_count() > 0 {
             thread::yield_now();
         }
     }

@@ -1,15 +1,17 @@
 //! One process, from its start to its end: its pipes or terminal, its input and output, its orders.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use guest_protocol::{Control, Kind, Reply, TerminalSize};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags};
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, pipe2};
 
@@ -124,14 +126,18 @@ impl Life {
 
     /// As above; all three are the terminal.
     fn with_terminal(&mut self, size: TerminalSize) -> io::Result<[OwnedFd; 3]> {
-        let pair = nix::pty::openpty(&window(size), None)?;
-        for end in [&pair.master, &pair.slave] {
-            fcntl(end, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
-        }
-        let slaves = [pair.slave.try_clone()?, pair.slave.try_clone()?, pair.slave];
-        self.stdin = Some(File::from(pair.master.try_clone()?));
-        self.outputs.push((Kind::Output, File::from(pair.master.try_clone()?)));
-        self.terminal = Some(pair.master);
+        // Closed on exec from the first moment: another program that starts just now must not have it. Never waited for: a
+        // program that reads nothing must not keep us from its output and its orders.
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let slave = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(ptsname_r(&master)?)?;
+        let master = OwnedFd::from(master);
+        crate::sys::set_window(&master, &window(size));
+        let slaves = [slave.try_clone()?.into(), slave.try_clone()?.into(), slave.into()];
+        self.stdin = Some(File::from(master.try_clone()?));
+        self.outputs.push((Kind::Output, File::from(master.try_clone()?)));
+        self.terminal = Some(master);
         Ok(slaves)
     }
 
@@ -281,6 +287,7 @@ impl Life {
             }
             let (kind, pipe) = &mut self.outputs[index];
             match pipe.read(&mut buffer[..room]) {
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                 // EIO is how a terminal says that its other end is closed.
                 Ok(0) | Err(_) => drop(self.outputs.remove(index)),
                 Ok(length) => {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,9 @@ use crate::wire::{Stream, lock};
 /// Collects ended processes for as long as the program runs. One per process: two would take each other's children.
 #[derive(Clone)]
 pub(crate) struct Reaper(Arc<Shared>);
+
+/// Between two looks at a lock that somebody holds for long.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 static REAPER: OnceLock<Reaper> = OnceLock::new();
 
@@ -51,7 +54,15 @@ impl Reaper {
     /// Waits until no process we started is left, at most `patience`.
     pub(crate) fn wait_for_nobody(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
-        let mut waiting = lock(&self.0.waiting);
+        // A child that is stopped before it is its program holds the lock.
+        let mut waiting = loop {
+            match self.0.waiting.try_lock() {
+                Ok(waiting) => break waiting,
+                Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return,
+                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
+            }
+        };
         while !waiting.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

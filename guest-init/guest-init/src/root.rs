@@ -108,10 +108,10 @@ fn create_layers() -> io::Result<()> {
 pub(crate) fn enter(root: &Disk, scratch: Option<&Disk>, scratch_is_kept: bool) -> Result<(), GuestFailure> {
     mount_disk(root, "/lower", MsFlags::MS_RDONLY, None)?;
     match (scratch, THROWAWAY_MOUNTED.load(Ordering::Relaxed)) {
-        (Some(_), true) if !scratch_is_kept => {}
+        (Some(_), true) if !scratch_is_kept => step("create the layers", create_layers)?,
         // To unmount it would write to a disk that is perhaps another one by now.
         (Some(disk), true) => {
-            let message = format!("{} is to be kept, but is labelled as one to throw away", disk.device);
+            let message = format!("{} is to be kept, but is labelled as one to throw away: clear it", disk.device);
             return Err(failure(ErrorCode::Invalid, message));
         }
         (Some(disk), false) => {

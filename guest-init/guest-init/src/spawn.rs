@@ -25,6 +25,7 @@ use crate::root::PROGRAMS_CGROUP;
 use crate::users::Account;
 
 /// `linux/sched.h`; wider than the constants of the `libc` crate.
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Runs scripts that do not name their interpreter, as shells do.
@@ -80,7 +81,7 @@ impl Launch<'_> {
     /// What the kernel said; ENOENT and EACCES are about the program or the working directory.
     pub(crate) fn start(&self) -> io::Result<Pid> {
         let mut plan = self.plan()?;
-        // A signal handler that ran in the child would run in our memory.
+        // Until the child has its own handlers.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let cloned = clone(&mut plan);
         before.thread_set_mask()?;
@@ -155,7 +156,8 @@ fn clone_into(plan: &mut Plan<'_>, cgroup: Option<&File>) -> io::Result<Pid> {
     let mut stack = Stack(MaybeUninit::uninit());
     // SAFETY: `clone_args` is plain data for which zero bytes are a value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64;
+    // Without our handlers: one that ran in the child would run in our memory.
+    args.flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64 | CLONE_CLEAR_SIGHAND;
     args.exit_signal = libc::SIGCHLD as u64;
     args.stack = ptr::from_mut(&mut stack) as u64;
     args.stack_size = STACK_BYTES as u64;

@@ -12,7 +12,7 @@ use guest_protocol::{
     Control, DATA_CHUNK_BYTES, ErrorCode, GuestFailure, Header, INITIAL_CREDIT, Kind, MAX_BODY_BYTES, Reply, StreamId,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use nix::sys::eventfd::EventFd;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// A lock that a panicking request has left behind is still good: every critical section here is a few assignments.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -83,7 +83,7 @@ impl Wire {
 
     pub(crate) fn open(self: &Arc<Self>, id: StreamId) -> io::Result<Arc<Stream>> {
         let state = State { credit: u64::from(INITIAL_CREDIT), ..State::default() };
-        let wake = EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_NONBLOCK)?;
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         let generation = self.generation.load(Ordering::Acquire);
         let stream = Arc::new(Stream { id, generation, wire: Arc::clone(self), state: Mutex::new(state), wake });
         lock(&self.streams).insert(id, Arc::clone(&stream));

@@ -1,10 +1,12 @@
 //! From a spec to a running guest: restored from a snapshot if that was asked for, from a template where possible, else
 //! booted.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -112,7 +114,10 @@ impl<'a> Driver<'a> {
         match restored {
             Ok(running) => Ok(Some(running)),
             Err(error) if error.spares_cold_boot() => {
-                templates.remove(&name);
+                // What stands there now is somebody else's work.
+                if !matches!(error, QemuError::Replaced { .. }) {
+                    templates.remove(&name);
+                }
                 report(VmEvent::Warning { message: format!("booting without a template: {error}") });
                 Ok(None)
             }
@@ -124,8 +129,7 @@ impl<'a> Driver<'a> {
         // The guest's memory has this file system mounted: the disk must be as it was at that moment.
         if let Some(scratch) = &template.scratch {
             let disk = &self.spec.scratch_disk;
-            let own = File::options().write(true).open(disk).map_err(at(disk))?;
-            sparse::copy(scratch, &own).map_err(at(disk))?;
+            become_copy(disk, scratch).map_err(|source| QemuError::Scratch { path: disk.clone(), source })?;
         }
         let files = Files {
             start: Start::Restore { memory: &template.memory },
@@ -157,6 +161,19 @@ impl<'a> Driver<'a> {
         damaged: impl FnOnce(String) -> QemuError,
     ) -> Result<Running, QemuError> {
         let state_fd = files.state.as_raw_fd();
+        let memory = files.memory.metadata().map(|found| (found.dev(), found.ino()));
+        let memory_path = match &files.start {
+            Start::Restore { memory } | Start::RestoreSnapshot { memory } => Some(memory.to_path_buf()),
+            Start::Boot(_) | Start::BootIntoFile(..) => None,
+        };
+        // QEMU opens the memory by its name, later than we opened the rest: it must be of the same machine.
+        let same_memory = || {
+            let named = memory_path.as_ref().and_then(|path| fs::metadata(path).ok());
+            match named.map(|found| (found.dev(), found.ino())) == memory.ok() {
+                true => Ok(()),
+                false => Err(QemuError::Replaced { path: memory_path.clone().unwrap_or_default() }),
+            }
+        };
         let mut running = self.launch(wires, &files.start, files.layers, Some(files.memory), &[state_fd])?;
         let deadline = Instant::now() + RESTORE_LIMIT;
         let monitor = &mut running.monitor;
@@ -172,6 +189,7 @@ impl<'a> Driver<'a> {
                 monitor.answers(&["qmp_capabilities", "migrate-set-capabilities", "migrate-incoming"], deadline)
             })
             .and_then(|_| monitor.migration_completed(deadline))
+            .and_then(|()| same_memory())
             .and_then(|()| monitor.send(&[("cont", Value::Null)]))
             .and_then(|()| monitor.answers(&["cont"], deadline));
         match restored {
@@ -182,7 +200,7 @@ impl<'a> Driver<'a> {
                 let said = running.process.last_message();
                 match error {
                     // Want of time or memory says nothing of what was saved.
-                    QemuError::TooSlow { .. } => Err(error),
+                    QemuError::TooSlow { .. } | QemuError::Replaced { .. } => Err(error),
                     QemuError::Ended { during, .. } if said.contains("memory") => {
                         Err(QemuError::Ended { during, said })
                     }
@@ -247,4 +265,12 @@ impl<'a> Driver<'a> {
         };
         Ok(Running { process, monitor, source })
     }
+}
+
+/// Whatever `disk` holds, it holds the same as `content` afterwards: a hole there must be a hole here.
+fn become_copy(disk: &Path, content: &File) -> io::Result<()> {
+    let own = File::options().write(true).open(disk)?;
+    own.set_len(0)?;
+    own.set_len(content.metadata()?.len())?;
+    sparse::copy(content, &own)
 }

@@ -16,6 +16,9 @@ pub enum QemuError {
     NoSpace { path: PathBuf, free_mib: u64, needed_mib: u64 },
     #[error("cannot use {path}: {source}", path = path.display())]
     File { path: PathBuf, source: io::Error },
+    /// The clone's own disk: the template is none the worse, and the disk is neither the kit's nor the template's.
+    #[error("the writable disk {path} cannot be filled: {source}", path = path.display())]
+    Scratch { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Process(#[from] ProcessError),
     #[error("QEMU ended during {during}: {said}")]
@@ -26,6 +29,8 @@ pub enum QemuError {
     Monitor { during: &'static str, source: io::Error },
     #[error("{what} took too long")]
     TooSlow { what: &'static str },
+    #[error("{path} was replaced while it was restored", path = path.display())]
+    Replaced { path: PathBuf },
     #[error("the guest's first frame is no Hello, but begins with {header:02x?}")]
     NotHello { header: [u8; 12] },
     #[error("the template in {path} is damaged: {reason}", path = path.display())]
@@ -48,6 +53,9 @@ impl QemuError {
             Self::Disk(error) => Some(error.hint()),
             Self::NoSpace { path, needed_mib, .. } => {
                 Some(format!("free {needed_mib} MiB on the file system of {}", path.display()))
+            }
+            Self::Scratch { path, source } if source.kind() == io::ErrorKind::StorageFull => {
+                Some(format!("free space on the file system of {}", path.display()))
             }
             Self::NoSnapshot(error) => error.hint(),
             Self::UnfitSnapshot { .. } => Some("create it anew and take another snapshot".to_owned()),
@@ -72,7 +80,7 @@ impl QemuError {
 
     /// Whether a cold boot could still work where restoring or making a template did not.
     pub(crate) fn spares_cold_boot(&self) -> bool {
-        !matches!(self, Self::Disk(_))
+        !matches!(self, Self::Disk(_) | Self::Scratch { .. })
     }
 }
 

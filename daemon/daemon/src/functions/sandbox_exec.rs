@@ -134,7 +134,7 @@ async fn next(running: &mut Running, deadline: Instant) -> Result<Output, Sandbo
 /// Collects the output, up to the limit, and the end.
 pub(crate) async fn buffered(seat: &Seat, job: Job) -> Result<ExecResult, SandboxError> {
     // Before the clock starts: the wait counts neither for `timeout_ms` nor in `duration_ms`.
-    let _turn = seat.turn().await;
+    let _turn = seat.turn().await?;
     let begun = Instant::now();
     let deadline = begun + Duration::from_millis(job.timeout_ms);
     let mut running = start(seat, job).await?;
@@ -180,11 +180,11 @@ impl Collected {
 
 /// Answers at once; output and end go through channels, as fast as their readers take them.
 async fn stream(client: &Client, seat: Seat, job: Job) -> Result<Value, SandboxError> {
-    let turn = seat.turn().await;
-    let begun = Instant::now();
     let (stdout_ref, stdout) = channel(client).await?;
     let (stderr_ref, stderr) = channel(client).await?;
     let (exit_ref, mut exit) = channel(client).await?;
+    let turn = seat.during(seat.turn()).await?;
+    let begun = Instant::now();
     let deadline = begun + Duration::from_millis(job.timeout_ms);
     let running = seat.during(start(&seat, job)).await?;
     tokio::spawn(async move {

@@ -387,12 +387,13 @@ impl Sandbox {
 }
 
 impl Seat {
-    /// Waits for a turn, if this is the first command of an emulated sandbox.
-    pub(crate) async fn turn(&self) -> Option<Turn> {
-        match self.sandbox.turn_due.swap(false, Ordering::Relaxed) {
-            true => self.turns.take().await,
-            false => None,
+    /// Waits for a turn, if this is the first command of an emulated sandbox. It may be paused meanwhile.
+    pub(crate) async fn turn(&self) -> Result<Option<Turn>, SandboxError> {
+        if !self.sandbox.turn_due.swap(false, Ordering::Relaxed) {
+            return Ok(None);
         }
+        let turn = self.turns.take().await;
+        if self.sandbox.paused.load(Ordering::Relaxed) { Err(paused(self.sandbox.id)) } else { Ok(turn) }
     }
 
     pub(crate) fn guest(&self) -> &Guest {
