@@ -96,7 +96,7 @@ mod tests {
         assert_eq!((number(&image, HEADER_BYTES as usize), &image[112..115]), (BACKING_FORMAT, &b"raw"[..]));
     }
 
-    /// The format's own program is the judge, where it is installed.
+    /// The format's own program is the judge.
     #[test]
     fn qemu_img_finds_nothing_wrong() {
         let folder = tempfile::tempdir().unwrap();
@@ -104,9 +104,8 @@ mod tests {
         std::fs::write(folder.path().join("disk-1.qcow2"), empty(DISK, "disk-0", "raw")).unwrap();
         std::fs::write(folder.path().join("disk-2.qcow2"), empty(DISK, "disk-1.qcow2", "qcow2")).unwrap();
         for arguments in [["check", "disk-1.qcow2"], ["check", "disk-2.qcow2"], ["info", "disk-2.qcow2"]] {
-            let Ok(output) = Command::new("qemu-img").args(arguments).current_dir(folder.path()).output() else {
-                return eprintln!("not checked: qemu-img is not installed");
-            };
+            let output = Command::new("qemu-img").args(arguments).current_dir(folder.path()).output();
+            let output = output.expect("qemu-img runs; `./setup test` installs it");
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         }
     }

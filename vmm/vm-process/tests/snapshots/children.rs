@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use guest_client::{Guest, Output};
 use guest_protocol::{Disk, ExecFile, ExecRequest, Identity};
+use oci::{ImageRef, Refresh, RegistryOptions, Store, StoreOptions};
 use vmm::{MemoryMib, SnapshotInfo, SnapshotRequest, TemplateUse, VmSpec};
 
 use crate::place::{Place, home, kit, ping, running};
@@ -93,11 +94,14 @@ async fn a_guest_that_was_booted_can_be_saved_and_one_that_was_left_paused_saves
     }
 }
 
-/// The image that a test of the sandboxes has left, if there is one.
-fn some_image() -> Option<PathBuf> {
-    let folders = fs::read_dir(home().join("images/sha256")).ok()?.flatten();
-    let files = folders.flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten());
-    files.map(|file| file.path()).find(|path| fs::metadata(path).is_ok_and(|file| file.len() == vmm::ROOT_DISK_BYTES))
+/// The image that sandboxes call `python`, made ready as theirs is.
+async fn python() -> PathBuf {
+    let layout = home().join("lib/images/python");
+    assert!(layout.exists(), "this test needs an image: run `make images` first ({})", layout.display());
+    let image = ImageRef::parse(&format!("oci:{}", layout.display())).unwrap();
+    let options = StoreOptions { image_bytes: vmm::ROOT_DISK_BYTES, registry: RegistryOptions::from_env() };
+    let store = Store::open(&home().join("images"), options).unwrap();
+    store.ensure(&image, Refresh::IfMissing, &|_| {}).await.unwrap().path
 }
 
 fn identity() -> Identity {
@@ -140,7 +144,7 @@ async fn shell(guest: &Guest, script: &str) -> String {
 
 #[tokio::test]
 async fn disk_and_memory_of_each_child_are_the_sources_at_that_moment_and_then_its_own() {
-    let Some(image) = some_image() else { return eprintln!("not run: there is no image in {}", home().display()) };
+    let image = python().await;
     let place = Place::new();
     let spec = |name: &str, template| VmSpec {
         memory: MemoryMib::new(1024).unwrap(),
