@@ -1,5 +1,7 @@
 //! The engine's own functions: who is there, what can be called, what is bound.
 
+use std::ops::Bound;
+
 use engine_protocol::{ErrorBody, raw};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -8,6 +10,9 @@ use uuid::Uuid;
 
 use crate::router::{ConnId, Connection, Effect, Metadata, Provider, Router};
 use crate::triggers::{FUNCTIONS_AVAILABLE, Trigger, TriggerType, WORKERS_AVAILABLE, is_builtin};
+
+/// The name under which the engine's own functions are listed.
+const BUILTIN_WORKER: &str = "iii-engine-functions";
 
 /// The functions that [`Router::builtin`] answers.
 const BUILTINS: [(&str, &str); 11] = [
@@ -143,30 +148,34 @@ impl Router {
         summary
     }
 
-    pub(crate) fn function_summaries(&self, internal: bool) -> Vec<Value> {
-        let mut summaries: Vec<Value> = Vec::new();
-        if internal {
-            summaries.extend(BUILTINS.iter().map(|(id, description)| {
-                json!({ "function_id": id, "worker_name": "iii-engine-functions", "description": description })
-            }));
-        }
+    /// Of all functions, ours and internal ones included.
+    pub(crate) fn function_summaries(&self) -> Vec<Value> {
         let live = self.functions.values().filter_map(|providers| providers.last());
-        summaries.extend(
-            live.filter(|provider| internal || !is_internal(provider)).map(|provider| self.function_summary(provider)),
-        );
-        summaries
+        BUILTINS.iter().map(builtin_summary).chain(live.map(|provider| self.function_summary(provider))).collect()
     }
 
+    /// Looks only at ids with the prefix, and summarises only what is asked for.
     fn list_functions(&self, question: &Question) -> Value {
-        let functions: Vec<Value> = self
-            .function_summaries(question.include_internal.unwrap_or(false))
-            .into_iter()
-            .filter(|summary| {
-                matches(question.search.as_ref(), &[&summary["function_id"], &summary["description"]])
-                    && starts(question.prefix.as_ref(), &summary["function_id"])
-                    && equals(question.worker.as_ref(), &summary["worker_name"])
-            })
-            .collect();
+        let internal = question.include_internal.unwrap_or(false);
+        let prefix = question.prefix.as_deref().unwrap_or_default();
+        let search = question.search.as_ref().map(|search| search.to_lowercase());
+        let found = |text: &str| search.as_ref().is_none_or(|search| text.to_lowercase().contains(search));
+        let fits = |id: &str, description: Option<&String>| {
+            id.starts_with(prefix) && (found(id) || description.is_some_and(|text| found(text)))
+        };
+        let of_worker = |name: &str| question.worker.as_ref().is_none_or(|worker| worker == name);
+        let builtin = BUILTINS.iter().filter(|_| internal && of_worker(BUILTIN_WORKER));
+        let builtin = builtin.filter(|(id, description)| fits(id, Some(&(*description).to_owned())));
+        let live = self.functions.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        let live = live.take_while(|(id, _)| id.starts_with(prefix)).filter_map(|(_, providers)| providers.last());
+        let live = live.filter(|provider| {
+            fits(&provider.function.id, provider.function.description.as_ref())
+                && (internal || !is_internal(provider))
+                && (question.worker.is_none() || of_worker(&self.provider_name(provider)))
+        });
+        let mut functions: Vec<Value> =
+            builtin.map(builtin_summary).chain(live.map(|provider| self.function_summary(provider))).collect();
+        functions.sort_by(|one, other| one["function_id"].as_str().cmp(&other["function_id"].as_str()));
         json!({ "functions": functions })
     }
 
@@ -192,10 +201,7 @@ impl Router {
                 set(&mut detail, "response_schema", provider.function.response_format.as_ref());
                 detail
             }
-            None => {
-                let (id, description) = BUILTINS.iter().find(|(builtin, _)| *builtin == id)?;
-                json!({ "function_id": id, "worker_name": "iii-engine-functions", "description": description })
-            }
+            None => builtin_summary(BUILTINS.iter().find(|(builtin, _)| *builtin == id)?),
         };
         detail["registered_triggers"] = bound.into();
         Some(detail)
@@ -205,7 +211,7 @@ impl Router {
         let count = self.triggers.values().filter(|stored| stored.trigger.trigger_type == id).count();
         if is_builtin(id) {
             return Some(json!({
-                "id": id, "worker_name": "iii-engine-functions",
+                "id": id, "worker_name": BUILTIN_WORKER,
                 "description": "Fires when what the engine knows changes", "instance_count": count,
             }));
         }
@@ -318,7 +324,7 @@ impl Router {
             .filter(|(_, connection)| connection.metadata.as_ref().is_some_and(|metadata| metadata.pid.is_some()))
             .map(|(conn, connection)| self.worker_summary(*conn, connection));
         let mut workers: Vec<Value> = connected
-            .chain([self.builtin_worker("iii-engine-functions")])
+            .chain([self.builtin_worker(BUILTIN_WORKER)])
             .filter(|summary| {
                 matches(question.search.as_ref(), &[&summary["name"], &summary["description"]])
                     && equals(question.runtime.as_ref(), &summary["runtime"])
@@ -332,8 +338,8 @@ impl Router {
 
     fn worker_info(&self, question: &Question) -> Outcome {
         let name = needed("name", question.name.as_ref())?;
-        if name == "iii-engine-functions" {
-            let functions: Vec<Value> = self.function_summaries(true).into_iter().take(BUILTINS.len()).collect();
+        if name == BUILTIN_WORKER {
+            let functions: Vec<Value> = BUILTINS.iter().map(builtin_summary).collect();
             return Ok(json!({
                 "worker": self.builtin_worker(name), "functions": functions,
                 "trigger_types": [], "registered_triggers": [],
@@ -372,6 +378,10 @@ impl Connection {
 
 fn before_colons(id: &str) -> String {
     id.split("::").next().unwrap_or(id).to_owned()
+}
+
+fn builtin_summary((id, description): &(&str, &str)) -> Value {
+    json!({ "function_id": id, "worker_name": BUILTIN_WORKER, "description": description })
 }
 
 fn is_internal(provider: &Provider) -> bool {

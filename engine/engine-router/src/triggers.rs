@@ -199,7 +199,7 @@ impl Router {
             return;
         }
         self.announced = now;
-        let functions = self.function_summaries(true);
+        let functions = self.function_summaries();
         self.fire(FUNCTIONS_AVAILABLE, &json!({ "event": "functions_changed", "functions": functions }));
     }
 

@@ -117,6 +117,38 @@ impl World {
 }
 
 #[test]
+fn functions_are_listed_by_prefix_search_and_worker_in_order_of_their_ids() {
+    let mut world = World::new();
+    world.open(1);
+    world.open(2);
+    for id in ["b::z", "a::x", "b::Y", "ba"] {
+        world.register(2, id);
+    }
+    let mut listed = |question: &Value| {
+        let call = world.call(1, "engine::functions::list", question, None);
+        let sent = world.sent.get(&1).into_iter().flatten();
+        let mut result = sent.filter_map(|message| match message {
+            Message::InvocationResult(result) if result.invocation_id == call => result.result.as_ref(),
+            _ => None,
+        });
+        let result: Value = serde_json::from_str(result.next_back().expect("an answer").get()).expect("JSON");
+        let functions = result["functions"].as_array().expect("a list").iter();
+        functions.map(|function| function["function_id"].as_str().expect("an id").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(&json!({})), ["a::x", "b::Y", "b::z", "ba"]);
+    assert_eq!(listed(&json!({ "prefix": "b::" })), ["b::Y", "b::z"]);
+    assert_eq!(listed(&json!({ "prefix": "b::", "search": "y" })), ["b::Y"]);
+    assert_eq!(listed(&json!({ "worker": "a" })), ["a::x"]);
+    assert_eq!(listed(&json!({ "worker": "nobody" })), [""; 0]);
+    let all = listed(&json!({ "include_internal": true }));
+    assert!(all.is_sorted() && all.contains(&"engine::functions::list".to_owned()), "{all:?}");
+    assert_eq!(
+        listed(&json!({ "prefix": "engine::workers::", "include_internal": true, "search": "describes" })),
+        ["engine::workers::info"]
+    );
+}
+
+#[test]
 fn a_call_reaches_the_owner_and_its_answer_the_caller() {
     let mut world = World::new();
     world.open(1);
