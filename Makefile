@@ -9,7 +9,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 INIT := $(TARGET)/$(HOST)/guest/iii-init
 PROGRAMS := -p cli -p engine -p daemon -p vm-process
 
-.PHONY: demo test test-kvm bench bench-kvm check build kit images kernel init setup-run setup-test clean-home
+.PHONY: demo test test-kvm bench bench-kvm load check build kit images kernel init setup-run setup-test clean-home
 
 demo: setup-run build kit images
 	@./demo $(TARGET)/release
@@ -44,6 +44,11 @@ bench-kvm: setup-test
 	@own=$${XDG_CACHE_HOME:-$$HOME/.cache}/iii/guest-kernel; [ -f $$own/vmlinux ] || own=$(TARGET)/rig-kernel; \
 	    III_OWN_KERNEL=$$own images/build-kit $(TARGET)/rig-kit $(INIT) $(TARGET)/debug/xtask
 	@tests/rig/bench $(TARGET)/rig-kernel/vmlinux $(TARGET)/rig-bench $(TARGET)/rig-kit $(DRIVER) $(AREAS)
+
+# What the engine costs per operation, by its own accounting. CASES="calls idle" measures only these.
+load:
+	cargo build --quiet --release -p engine -p load
+	@$(TARGET)/release/load --json tests/load/results.json $(CASES)
 
 # The checks that need no VM: format, lints, docs, tidy, licences (when cargo-deny is installed).
 check:

@@ -1,0 +1,37 @@
+//! Ten functions found among ten thousand.
+
+use std::path::Path;
+use std::time::Instant;
+
+use crate::calls::registered;
+use crate::engine::Engine;
+use crate::peer::{Peer, call, register};
+use crate::table::{Row, Table};
+
+const FUNCTIONS: usize = 10_000;
+const CALLS: u64 = 2000;
+
+pub(crate) async fn measure(program: &Path, table: &mut Table) {
+    let engine = Engine::start(program);
+    let mut peer = Peer::connect(engine.port).await;
+    // A thousand prefixes of ten functions each.
+    peer.send((0..FUNCTIONS).map(|number| register(&format!("load{:03}::f{number}", number / 10)))).await;
+    registered(&mut peer, "engine::workers::list").await;
+    let (cpu, begun) = (engine.cpu(), Instant::now());
+    let mut latencies = Vec::new();
+    for number in 1..=CALLS {
+        let start = Instant::now();
+        peer.send([call(number, "engine::functions::list", r#"{"prefix":"load500::"}"#)]).await;
+        let answer = loop {
+            let texts = peer.next().await;
+            if let Some(answer) = texts.into_iter().find(|text| text.contains("\"invocationresult\"")) {
+                break answer;
+            }
+        };
+        assert_eq!(answer.matches("load500::f").count(), 10, "{answer}");
+        latencies.push(start.elapsed());
+    }
+    let name = "functions::list with a prefix, 10 of 10,000";
+    let row = Row::new(name, latencies, begun.elapsed(), engine.cpu() - cpu);
+    table.push(Row { target: "≤ 20 µs".into(), ..row });
+}
