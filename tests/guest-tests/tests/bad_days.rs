@@ -103,6 +103,23 @@ fn a_killed_vm_is_reported_and_leaves_nothing() {
 }
 
 #[test]
+fn a_guest_that_ends_itself_is_told_as_what_it_did() {
+    let rig = Rig::builder().sandboxes().start();
+    let python = |code: &str| json!(["python3", "-c", code]);
+    // `reboot(RB_AUTOBOOT)`, and a kernel that is made to panic: reboot(2), and the kernel's admin-guide/sysrq.rst.
+    let restarts = python("import ctypes; ctypes.CDLL(None).reboot(0x01234567)");
+    let panics = json!(["sh", "-c", "echo c > /proc/sysrq-trigger"]);
+    for (argv, wanted) in [(restarts, "powered off"), (panics, "panicked")] {
+        let created = rig.call("sandbox::create", &json!({ "image": "python", "memory_mb": 256 }));
+        let id = created["sandbox_id"].clone();
+        let error = rig.trigger("sandbox::exec", &json!({ "sandbox_id": id, "argv": argv })).expect_err("it is gone");
+        assert_eq!(error["code"], "S004", "{error}");
+        assert!(error.to_string().contains(wanted), "{argv}: {error}");
+    }
+    assert!(eventually(PATIENCE, || rig.supervisors().is_empty().then_some(())).is_some());
+}
+
+#[test]
 fn a_driver_killed_at_any_moment_is_told_once_and_leaves_nothing() {
     let rig = Rig::builder().sandboxes().start();
     run(&rig).expect("image and template are there");

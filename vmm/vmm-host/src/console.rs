@@ -17,17 +17,24 @@ const TAIL_BYTES: usize = 4 * 1024;
 
 const CUT_NOTICE: &[u8] = b"\n[the rest was not written: limit reached]\n";
 
-/// How a guest's last words say that it did not end in order.
+/// What a guest's last words say of its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConsoleEnd {
+    /// The kernel said that it would power off or restart. It does so whatever its log level is.
     Orderly,
     KernelPanic,
+    /// Nothing: the machine was reset under its kernel, by a triple fault for instance.
+    Silent,
 }
 
 impl ConsoleEnd {
     #[must_use]
     pub fn of(tail: &str) -> Self {
-        if tail.contains("Kernel panic") { Self::KernelPanic } else { Self::Orderly }
+        match () {
+            () if tail.contains("Kernel panic") => Self::KernelPanic,
+            () if tail.contains("reboot: ") => Self::Orderly,
+            () => Self::Silent,
+        }
     }
 }
 
@@ -114,6 +121,19 @@ fn remember(kept: &mut Vec<u8>, bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_says_how_it_ends_or_was_not_asked() {
+        for (tail, end) in [
+            ("[    1.2] reboot: Restarting system\n", ConsoleEnd::Orderly),
+            ("reboot: Power down", ConsoleEnd::Orderly),
+            ("Kernel panic - not syncing: sysrq\nreboot: Restarting system\n", ConsoleEnd::KernelPanic),
+            ("anything else\n", ConsoleEnd::Silent),
+            ("", ConsoleEnd::Silent),
+        ] {
+            assert_eq!(ConsoleEnd::of(tail), end, "{tail}");
+        }
+    }
 
     #[test]
     fn a_flooded_console_stays_within_its_limit_and_its_end_is_known() {

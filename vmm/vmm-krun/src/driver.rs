@@ -66,11 +66,14 @@ impl Running {
         let console_tail = self.process.console_tail();
         let failed = |reason: String| VmExit::Failed { reason, hint: None, console_tail: console_tail.clone() };
         match status {
-            // A panicking kernel resets the machine, and so does an orderly reboot.
-            Ok(status) if status.success() && ConsoleEnd::of(&console_tail) == ConsoleEnd::KernelPanic => {
-                failed("the guest's kernel panicked".to_owned())
-            }
-            Ok(status) if status.success() => VmExit::Stopped,
+            // A panicking kernel resets the machine, and so does an orderly reboot, and a triple fault.
+            Ok(status) if status.success() => match ConsoleEnd::of(&console_tail) {
+                ConsoleEnd::Orderly => VmExit::Stopped,
+                ConsoleEnd::KernelPanic => failed("the guest's kernel panicked".to_owned()),
+                ConsoleEnd::Silent => {
+                    failed("the machine was reset, and the guest's kernel said nothing of it".to_owned())
+                }
+            },
             Ok(status) => failed(format!("libkrun ended with {}: {}", describe(status), self.process.last_message())),
             Err(error) => failed(format!("the end of libkrun could not be observed: {error}")),
         }
