@@ -160,16 +160,16 @@ impl Router {
         let prefix = question.prefix.as_deref().unwrap_or_default();
         let search = question.search.as_ref().map(|search| search.to_lowercase());
         let found = |text: &str| search.as_ref().is_none_or(|search| text.to_lowercase().contains(search));
-        let fits = |id: &str, description: Option<&String>| {
-            id.starts_with(prefix) && (found(id) || description.is_some_and(|text| found(text)))
+        let fits = |id: &str, description: Option<&str>| {
+            id.starts_with(prefix) && (found(id) || description.is_some_and(found))
         };
         let of_worker = |name: &str| question.worker.as_ref().is_none_or(|worker| worker == name);
         let builtin = BUILTINS.iter().filter(|_| internal && of_worker(BUILTIN_WORKER));
-        let builtin = builtin.filter(|(id, description)| fits(id, Some(&(*description).to_owned())));
+        let builtin = builtin.filter(|(id, description)| fits(id, Some(description)));
         let live = self.functions.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
         let live = live.take_while(|(id, _)| id.starts_with(prefix)).filter_map(|(_, providers)| providers.last());
         let live = live.filter(|provider| {
-            fits(&provider.function.id, provider.function.description.as_ref())
+            fits(&provider.function.id, provider.function.description.as_deref())
                 && (internal || !is_internal(provider))
                 && (question.worker.is_none() || of_worker(&self.provider_name(provider)))
         });

@@ -108,21 +108,18 @@ fn create_layers() -> io::Result<()> {
 pub(crate) fn enter(root: &Disk, scratch: Option<&Disk>, scratch_is_kept: bool) -> Result<(), GuestFailure> {
     mount_disk(root, "/lower", MsFlags::MS_RDONLY, None)?;
     match (scratch, THROWAWAY_MOUNTED.load(Ordering::Relaxed)) {
-        (Some(_), true) if !scratch_is_kept => step("create the layers", create_layers)?,
+        (Some(_), true) if !scratch_is_kept => {}
         // To unmount it would write to a disk that is perhaps another one by now.
         (Some(disk), true) => {
             let message = format!("{} is to be kept, but is labelled as one to throw away: clear it", disk.device);
             return Err(failure(ErrorCode::Invalid, message));
         }
-        (Some(disk), false) => {
-            mount_disk(disk, "/scratch", MsFlags::MS_NOATIME, Some(SCRATCH_OPTIONS))?;
-            step("create the layers", create_layers)?;
-        }
+        (Some(disk), false) => mount_disk(disk, "/scratch", MsFlags::MS_NOATIME, Some(SCRATCH_OPTIONS))?,
         (None, _) => step("mount the writable layer", || {
-            mount(Some("scratch"), "/scratch", Some("tmpfs"), MsFlags::empty(), Some("size=50%,mode=755"))?;
-            create_layers()
+            Ok(mount(Some("scratch"), "/scratch", Some("tmpfs"), MsFlags::empty(), Some("size=50%,mode=755"))?)
         })?,
     }
+    step("create the layers", create_layers)?;
     step("mount the overlay", || {
         // With redirects, a directory of the image can be renamed; without, that is a copy of all that is in it.
         let layers = "lowerdir=/lower,upperdir=/scratch/upper,workdir=/scratch/work,redirect_dir=on";

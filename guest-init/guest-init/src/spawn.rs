@@ -22,6 +22,7 @@ use nix::unistd::Pid;
 
 use crate::adopt::DEFAULT_PATH;
 use crate::root::PROGRAMS_CGROUP;
+use crate::sys::check;
 use crate::users::Account;
 
 /// `linux/sched.h`; wider than the constants of the `libc` crate.
@@ -284,11 +285,11 @@ impl Plan<'_> {
             return Ok(());
         }
         // SAFETY: length and pointer describe one vector.
-        check_long(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
+        check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
         // SAFETY: a plain system call.
-        check_long(unsafe { libc::syscall(libc::SYS_setgid, *gid) })?;
+        check(unsafe { libc::syscall(libc::SYS_setgid, *gid) })?;
         // SAFETY: a plain system call.
-        check_long(unsafe { libc::syscall(libc::SYS_setuid, *uid) })
+        check(unsafe { libc::syscall(libc::SYS_setuid, *uid) })
     }
 
     /// Tries one file after the other, as execvp(3) does.
@@ -326,14 +327,6 @@ fn default_signals() -> io::Result<()> {
     let none: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: `none` lives across the call.
     check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) })
-}
-
-fn check(result: c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn check_long(result: libc::c_long) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -24,8 +24,9 @@ struct RandomPool {
     buffer: [u8; SEED_BYTES],
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+/// The error that a system call has left, if it failed.
+pub(crate) fn check(result: impl Into<libc::c_long>) -> io::Result<()> {
+    if result.into() < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Credits `seed` to the kernel's random source and makes it start over from it.

@@ -56,7 +56,7 @@ impl Peer {
         }
     }
 
-    /// Registers `function` and answers its calls with `result`, until the connection ends.
+    /// Answers every call with `result`, until the connection ends.
     pub(crate) async fn serve(mut self, result: String) {
         loop {
             let texts = self.next().await;

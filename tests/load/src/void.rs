@@ -31,7 +31,7 @@ async fn keeps_up(engine: &Engine) -> Row {
         }
     });
     let mut caller = Peer::connect(engine.port).await;
-    listed(&mut caller, "load::sink").await;
+    settle(&mut caller).await;
     let data = payload(100);
     let (cpu, begun) = (engine.cpu(), Instant::now());
     for _ in 0..CALLS / BATCH {
@@ -41,7 +41,7 @@ async fn keeps_up(engine: &Engine) -> Row {
     Row::counted("void call 100 B", CALLS, begun.elapsed(), engine.cpu() - cpu)
 }
 
-/// Ten seconds of calls to a worker that reads one message a millisecond.
+/// Ten seconds of calls to a worker that reads what has arrived ten times a second.
 async fn flood(engine: &Engine) -> Row {
     let mut callee = Peer::connect(engine.port).await;
     callee.send([register("load::slow")]).await;
@@ -54,7 +54,7 @@ async fn flood(engine: &Engine) -> Row {
         }
     });
     let mut caller = Peer::connect(engine.port).await;
-    listed(&mut caller, "load::slow").await;
+    settle(&mut caller).await;
     let data = payload(1000);
     let (begun, mut sent) = (Instant::now(), 0_u64);
     while begun.elapsed() < FLOOD {
@@ -74,10 +74,8 @@ async fn flood(engine: &Engine) -> Row {
     }
 }
 
-/// Waits until `function` is known, without calling it.
-async fn listed(caller: &mut Peer, function: &str) {
-    // A call of the list is answered after every registration that was read before it.
-    let _ = function;
+/// Waits until what was registered before is known, without calling it.
+async fn settle(caller: &mut Peer) {
     registered(caller, "engine::functions::list").await;
     tokio::time::sleep(Duration::from_millis(200)).await;
 }

@@ -30,10 +30,12 @@ pub enum ConsoleEnd {
 impl ConsoleEnd {
     #[must_use]
     pub fn of(tail: &str) -> Self {
-        match () {
-            () if tail.contains("Kernel panic") => Self::KernelPanic,
-            () if tail.contains("reboot: ") => Self::Orderly,
-            () => Self::Silent,
+        if tail.contains("Kernel panic") {
+            Self::KernelPanic
+        } else if tail.contains("reboot: ") {
+            Self::Orderly
+        } else {
+            Self::Silent
         }
     }
 }

@@ -42,6 +42,7 @@ pub struct Driver<'a> {
 /// A saved machine's files.
 struct Files<'a> {
     start: Start<'a>,
+    memory_path: &'a Path,
     memory: File,
     state: &'a File,
     layers: Layers,
@@ -133,6 +134,7 @@ impl<'a> Driver<'a> {
         }
         let files = Files {
             start: Start::Restore { memory: &template.memory },
+            memory_path: &template.memory,
             memory: template.memory_file.try_clone().map_err(at(&template.memory))?,
             state: &template.state,
             layers: Layers::raw(&self.spec.scratch_disk),
@@ -147,6 +149,7 @@ impl<'a> Driver<'a> {
             .map_err(|source| saved.not_linked(&self.spec.run_dir, source))?;
         let files = Files {
             start: Start::RestoreSnapshot { memory: &machine.memory },
+            memory_path: &machine.memory,
             memory: machine.memory_file,
             state: &machine.state,
             layers,
@@ -161,18 +164,13 @@ impl<'a> Driver<'a> {
         damaged: impl FnOnce(String) -> QemuError,
     ) -> Result<Running, QemuError> {
         let state_fd = files.state.as_raw_fd();
-        let memory = files.memory.metadata().map(|found| (found.dev(), found.ino()));
-        let memory_path = match &files.start {
-            Start::Restore { memory } | Start::RestoreSnapshot { memory } => Some(memory.to_path_buf()),
-            Start::Boot(_) | Start::BootIntoFile(..) => None,
-        };
+        let path = files.memory_path;
+        let identity = |found: fs::Metadata| (found.dev(), found.ino());
+        let memory = files.memory.metadata().map(identity).map_err(at(path))?;
         // QEMU opens the memory by its name, later than we opened the rest: it must be of the same machine.
-        let same_memory = || {
-            let named = memory_path.as_ref().and_then(|path| fs::metadata(path).ok());
-            match named.map(|found| (found.dev(), found.ino())) == memory.ok() {
-                true => Ok(()),
-                false => Err(QemuError::Replaced { path: memory_path.clone().unwrap_or_default() }),
-            }
+        let same_memory = || match fs::metadata(path).map(identity) {
+            Ok(named) if named == memory => Ok(()),
+            _ => Err(QemuError::Replaced { path: path.to_owned() }),
         };
         let mut running = self.launch(wires, &files.start, files.layers, Some(files.memory), &[state_fd])?;
         let deadline = Instant::now() + RESTORE_LIMIT;

@@ -31,7 +31,7 @@ impl Turns {
         Self(Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from))))
     }
 
-    /// `None` for whom nobody needs to wait.
+    /// `None` for who has waited as long as [`PATIENCE`]: it begins without a turn.
     pub(super) async fn take(&self) -> Option<Turn> {
         let permit = tokio::time::timeout(PATIENCE, Arc::clone(&self.0).acquire_owned()).await.ok()?.ok()?;
         let (over, ended) = oneshot::channel();
