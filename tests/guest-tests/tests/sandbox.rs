@@ -258,3 +258,16 @@ fn a_large_folder_is_listed_and_the_sandbox_lives_on() {
     assert_eq!(listed["entries"].as_array().map(Vec::len), Some(12_000));
     assert_eq!(exec(&rig, &id, &["echo", "alive"])["stdout"], "alive\n");
 }
+
+#[test]
+fn programs_are_born_in_a_group_whose_memory_is_limited() {
+    let rig = Rig::builder().sandboxes().start();
+    let created = rig.call("sandbox::create", &json!({ "image": "python", "memory_mb": 256 }));
+    let script = "cat /proc/self/cgroup; cat /sys/fs/cgroup/worker/memory.max";
+    let exec = json!({ "sandbox_id": created["sandbox_id"], "argv": ["sh", "-c", script] });
+    let said = rig.call("sandbox::exec", &exec)["stdout"].as_str().expect("text").to_owned();
+    let (group, limit) = said.split_once('\n').expect("two lines");
+    assert_eq!(group, "0::/worker");
+    let limit: u64 = limit.trim().parse().expect("a number of bytes, not `max`");
+    assert!(limit < 256 * 1024 * 1024, "{limit}");
+}
