@@ -1,0 +1,1 @@
+//! `iii-bridge`: functions of another engine, here and there.

@@ -1,0 +1,1 @@
+//! `configuration`: settings by id, checked against their schemas.

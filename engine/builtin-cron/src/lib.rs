@@ -1,0 +1,1 @@
+//! `iii-cron`: calls at given times.

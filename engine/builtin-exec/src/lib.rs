@@ -1,0 +1,1 @@
+//! `iii-exec`: commands that run as long as the engine does.

@@ -1,0 +1,1 @@
+//! `iii-http-functions`: functions that are HTTP requests.

@@ -1,0 +1,1 @@
+//! `iii-http`: functions behind HTTP routes.

@@ -1,0 +1,1 @@
+//! `iii-observability`: logs, spans and metrics, kept and sent on.

@@ -1,0 +1,1 @@
+//! `iii-pubsub`: messages to whoever listens now.

@@ -1,0 +1,1 @@
+//! `iii-queue`: messages that are delivered at least once.

@@ -1,0 +1,1 @@
+//! `iii-state`: values by scope and key.

@@ -1,0 +1,1 @@
+//! `iii-stream`: items that subscribers see change.

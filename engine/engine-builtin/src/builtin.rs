@@ -1,0 +1,89 @@
+//! The trait of built-in workers.
+
+use engine_protocol::{ErrorBody, RegisterFunction, RegisterTriggerType};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::call::{Call, Reply};
+
+/// A worker's settings: its block of config.yaml, or what the `configuration` worker has stored since.
+pub type Settings = Value;
+
+/// One function bound to a trigger type.
+#[derive(Debug, Clone)]
+pub struct Binding {
+    /// The binding's id; the same one again replaces it.
+    pub id: String,
+    pub trigger_type: String,
+    /// What is to be called when it fires. It need not exist yet.
+    pub function_id: String,
+    /// `null` where none was given.
+    pub config: Value,
+    /// The worker that asked for it; none for the engine itself.
+    pub owner: Option<Uuid>,
+}
+
+/// Why a built-in worker does not start, or does not take new settings. The engine says whose error it is.
+#[derive(Debug, thiserror::Error)]
+pub enum BuiltinError {
+    #[error("{0}")]
+    Settings(String),
+    #[error("{what}")]
+    Failed { what: String, source: Box<dyn std::error::Error + Send + Sync> },
+}
+
+impl BuiltinError {
+    pub fn failed(what: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Failed { what: what.into(), source: source.into() }
+    }
+}
+
+/// A worker in the engine's own process.
+///
+/// Its crate has `create(engine, settings)`, which opens what must be there before it can answer, and `schema()`, what
+/// its settings look like.
+pub trait Builtin: Send + Sync + 'static {
+    /// As in config.yaml.
+    fn name(&self) -> &'static str;
+
+    fn functions(&self) -> Vec<RegisterFunction>;
+
+    fn trigger_types(&self) -> Vec<RegisterTriggerType> {
+        Vec::new()
+    }
+
+    /// Answers a call of one of its functions. Runs where the call arrived: what waits is returned as [`Reply::Later`].
+    fn call(&self, call: Call) -> Reply;
+
+    /// A function was bound to one of its trigger types. Under the router's lock: see the crate's front page.
+    ///
+    /// # Errors
+    /// Why not, `trigger_registration_failed` as a rule; the binding is then forgotten, and its worker told.
+    fn bind(&self, binding: Binding) -> Result<(), ErrorBody> {
+        let _ = binding;
+        Ok(())
+    }
+
+    /// A binding has gone; it may be one that was refused. Under the router's lock, too.
+    fn unbind(&self, trigger_type: &str, id: &str) {
+        let _ = (trigger_type, id);
+    }
+
+    /// Begins what goes on by itself: listeners, consumers. Its functions can be called by now.
+    fn start(&self) -> BoxFuture<'_, Result<(), BuiltinError>> {
+        async { Ok(()) }.boxed()
+    }
+
+    /// Takes new settings; one at a time. On an error the ones before stay in use.
+    fn apply(&self, settings: Settings) -> BoxFuture<'_, Result<(), BuiltinError>> {
+        let _ = settings;
+        async { Ok(()) }.boxed()
+    }
+
+    /// Ends everything [`start`](Self::start) began, and writes what is not yet written.
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        async {}.boxed()
+    }
+}

@@ -1,0 +1,1 @@
+//! Update operations on one JSON value, as `state::update` and `stream::update` take them.
