@@ -50,6 +50,10 @@ pub trait EngineApi: Send + Sync {
     /// A channel that a worker writes and we read.
     fn pipe_from_worker(&self, items: usize) -> (ChannelRef, PipeReader);
 
+    /// Takes back a channel of ours whose other end nobody has attached, so that it does not wait for that. One that is
+    /// attached goes on to its end.
+    fn withdraw(&self, channel: &ChannelRef);
+
     fn stats(&self) -> Stats;
 
     /// The engine's version.

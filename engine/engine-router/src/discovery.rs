@@ -14,7 +14,10 @@ use crate::triggers::{FUNCTIONS_AVAILABLE, Trigger, TriggerType, WORKERS_AVAILAB
 /// The name under which the engine's own functions are listed.
 const BUILTIN_WORKER: &str = "iii-engine-functions";
 
-/// The functions that [`Router::builtin`] answers.
+/// Built-in workers that are not behind a connection: they are part of every engine.
+const ALWAYS: [&str; 3] = [BUILTIN_WORKER, "iii-telemetry", "iii-worker-manager"];
+
+/// The functions that [`Router::own`] answers.
 const BUILTINS: [(&str, &str); 11] = [
     ("engine::channels::create", "Creates a data channel and returns its two ends"),
     ("engine::functions::list", "Lists functions"),
@@ -49,6 +52,11 @@ struct Question {
     buffer_size: Option<u64>,
 }
 
+/// Whether the engine itself answers calls of this function.
+pub(crate) fn is_own(id: &str) -> bool {
+    id.starts_with("engine::") && BUILTINS.iter().any(|(own, _)| *own == id)
+}
+
 type Outcome = Result<Value, ErrorBody>;
 
 fn not_found(what: &str, name: &str) -> ErrorBody {
@@ -62,7 +70,7 @@ fn needed<'a>(field: &'static str, value: Option<&'a String>) -> Result<&'a str,
 
 impl Router {
     /// Answers a call of one of the engine's own functions.
-    pub(crate) fn builtin(&mut self, conn: ConnId, answer_to: Option<Uuid>, id: &str, data: Option<&RawValue>) {
+    pub(crate) fn own(&mut self, conn: ConnId, answer_to: Option<Uuid>, id: &str, data: Option<&RawValue>) {
         let text = data.map_or("{}", RawValue::get);
         if id == "engine::workers::register" {
             let result = self.register_worker(conn, text);
@@ -81,8 +89,8 @@ impl Router {
                 let buffer = usize::try_from(question.buffer_size.unwrap_or(64).clamp(1, 1024)).unwrap_or(64);
                 return self.effects.push(Effect::CreateChannel { conn, invocation: answer_to, buffer });
             }
-            "engine::functions::list" => Ok(self.list_functions(&question)),
-            "engine::functions::info" => self.function_info(&question),
+            "engine::functions::list" => Ok(self.list_functions(conn, &question)),
+            "engine::functions::info" => self.function_info(conn, &question),
             "engine::triggers::list" | "engine::trigger-types::list" => Ok(self.list_trigger_types(&question)),
             "engine::triggers::info" => self.trigger_type_info(&question),
             "engine::registered-triggers::list" => Ok(self.list_triggers(&question)),
@@ -155,7 +163,7 @@ impl Router {
     }
 
     /// Looks only at ids with the prefix, and summarises only what is asked for.
-    fn list_functions(&self, question: &Question) -> Value {
+    fn list_functions(&self, conn: ConnId, question: &Question) -> Value {
         let internal = question.include_internal.unwrap_or(false);
         let prefix = question.prefix.as_deref().unwrap_or_default();
         let search = question.search.as_ref().map(|search| search.to_lowercase());
@@ -165,12 +173,13 @@ impl Router {
         };
         let of_worker = |name: &str| question.worker.as_ref().is_none_or(|worker| worker == name);
         let builtin = BUILTINS.iter().filter(|_| internal && of_worker(BUILTIN_WORKER));
-        let builtin = builtin.filter(|(id, description)| fits(id, Some(description)));
+        let builtin = builtin.filter(|(id, description)| fits(id, Some(description)) && self.may_call(conn, id));
         let live = self.functions.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
         let live = live.take_while(|(id, _)| id.starts_with(prefix)).filter_map(|(_, providers)| providers.last());
         let live = live.filter(|provider| {
             fits(&provider.function.id, provider.function.description.as_deref())
                 && (internal || !is_internal(provider))
+                && self.may_call(conn, &provider.function.id)
                 && (question.worker.is_none() || of_worker(&self.provider_name(provider)))
         });
         let mut functions: Vec<Value> =
@@ -179,8 +188,11 @@ impl Router {
         json!({ "functions": functions })
     }
 
-    fn function_info(&self, question: &Question) -> Outcome {
+    fn function_info(&self, conn: ConnId, question: &Question) -> Outcome {
         let id = needed("function_id", question.function_id.as_ref())?;
+        if let Some(refusal) = self.refuse_by_policy(conn, id) {
+            return Err(refusal);
+        }
         self.function_detail(id).ok_or_else(|| not_found("function", id))
     }
 
@@ -300,6 +312,9 @@ impl Router {
         let metadata = connection.metadata.clone().unwrap_or_default();
         let functions = self.functions.values().flatten().filter(|provider| provider.conn == conn).count();
         let active = self.pending.values().filter(|pending| pending.executor == conn).count();
+        if let Some(name) = connection.builtin {
+            return self.builtin_worker(name, functions, active);
+        }
         json!({
             "name": connection.name(), "description": metadata.description, "version": metadata.version,
             "id": connection.worker, "runtime": metadata.runtime.unwrap_or_else(|| "unknown".into()),
@@ -309,22 +324,30 @@ impl Router {
         })
     }
 
-    fn builtin_worker(&self, name: &str) -> Value {
+    fn builtin_worker(&self, name: &str, functions: usize, active: usize) -> Value {
         json!({
             "name": name, "description": Value::Null, "version": self.version, "id": name, "runtime": "engine",
-            "os": Value::Null, "status": "available", "function_count": BUILTINS.len(), "connected_at_ms": Value::Null,
-            "active_invocations": 0, "isolation": "in-process", "ip_address": Value::Null,
+            "os": Value::Null, "status": "available", "function_count": functions, "connected_at_ms": Value::Null,
+            "active_invocations": active, "isolation": "in-process", "ip_address": Value::Null,
         })
+    }
+
+    /// A built-in worker that is not behind a connection.
+    fn always(&self, name: &str) -> Value {
+        self.builtin_worker(name, if name == BUILTIN_WORKER { BUILTINS.len() } else { 0 }, 0)
     }
 
     fn list_workers(&self, question: &Question) -> Value {
         let connected = self
             .connections
             .iter()
-            .filter(|(_, connection)| connection.metadata.as_ref().is_some_and(|metadata| metadata.pid.is_some()))
+            .filter(|(_, connection)| {
+                let metadata = connection.metadata.as_ref();
+                connection.builtin.is_some() || metadata.is_some_and(|metadata| metadata.pid.is_some())
+            })
             .map(|(conn, connection)| self.worker_summary(*conn, connection));
         let mut workers: Vec<Value> = connected
-            .chain([self.builtin_worker(BUILTIN_WORKER)])
+            .chain(ALWAYS.iter().map(|name| self.always(name)))
             .filter(|summary| {
                 matches(question.search.as_ref(), &[&summary["name"], &summary["description"]])
                     && equals(question.runtime.as_ref(), &summary["runtime"])
@@ -338,18 +361,21 @@ impl Router {
 
     fn worker_info(&self, question: &Question) -> Outcome {
         let name = needed("name", question.name.as_ref())?;
-        if name == BUILTIN_WORKER {
-            let functions: Vec<Value> = BUILTINS.iter().map(builtin_summary).collect();
+        if ALWAYS.contains(&name) {
+            let functions = BUILTINS.iter().filter(|_| name == BUILTIN_WORKER);
+            let functions: Vec<Value> = functions.map(builtin_summary).collect();
             return Ok(json!({
-                "worker": self.builtin_worker(name), "functions": functions,
+                "worker": self.always(name), "functions": functions,
                 "trigger_types": [], "registered_triggers": [],
             }));
         }
-        // The newest connection of that name: an older one may be on its way out.
-        let found = self.connections.iter().rev().find(|(_, connection)| connection.name().as_deref() == Some(name));
+        // The newest connection of that name: an older one may be on its way out. Built-in workers come first.
+        let named =
+            || self.connections.iter().rev().filter(|(_, connection)| connection.name().as_deref() == Some(name));
+        let found = named().find(|(_, connection)| connection.builtin.is_some()).or_else(|| named().next());
         let (conn, connection) = found.ok_or_else(|| not_found("worker", name))?;
         let mut worker = self.worker_summary(*conn, connection);
-        worker["internal"] = false.into();
+        worker["internal"] = connection.builtin.is_some().into();
         set(&mut worker, "pid", connection.metadata.as_ref().and_then(|metadata| metadata.pid).as_ref());
         let functions: Vec<Value> = self
             .functions
@@ -372,7 +398,8 @@ impl Router {
 impl Connection {
     /// The VM's name for a VM's worker, whatever the worker says; else what it says.
     pub(crate) fn name(&self) -> Option<String> {
-        self.vm_worker.clone().or_else(|| self.metadata.as_ref().and_then(|metadata| metadata.name.clone()))
+        let ours = self.builtin.map(ToOwned::to_owned).or_else(|| self.vm_worker.clone());
+        ours.or_else(|| self.metadata.as_ref().and_then(|metadata| metadata.name.clone()))
     }
 }
 
@@ -385,6 +412,10 @@ fn builtin_summary((id, description): &(&str, &str)) -> Value {
 }
 
 fn is_internal(provider: &Provider) -> bool {
+    let id = &provider.function.id;
+    if id.starts_with("engine::") && !id.starts_with("engine::queue::") {
+        return true;
+    }
     provider.function.metadata.as_ref().is_some_and(|metadata| {
         serde_json::from_str::<Value>(metadata.get()).is_ok_and(|metadata| metadata["internal"] == true)
     })

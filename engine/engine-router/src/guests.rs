@@ -3,31 +3,47 @@
 
 use engine_protocol::{ErrorBody, RegisterTrigger};
 
+use serde_json::Value;
+
 use crate::router::{ConnId, Router};
 
 /// Functions of our daemons: a guest neither offers nor replaces them.
 const DAEMONS: [&str; 3] = ["worker::", "sandbox::", "snapshot::"];
 
-/// Of `worker::*`, what tells and changes nothing.
-const HARMLESS: [&str; 3] = ["worker::list", "worker::status", "worker::schema"];
+/// Of those that act on the host, what tells and changes nothing.
+const HARMLESS: [&str; 6] = [
+    "worker::list",
+    "worker::status",
+    "worker::schema",
+    "configuration::get",
+    "configuration::list",
+    "configuration::schema",
+];
+
+/// Functions that run, change or reach what is not the guest's.
+const ACTS_ON_HOST: [&str; 3] = ["worker::", "configuration::", "bridge."];
 
 impl Router {
     pub(crate) fn is_guest(&self, conn: ConnId) -> bool {
         self.connections.get(&conn).is_some_and(|connection| connection.vm_worker.is_some())
     }
 
-    /// `worker::add` reads any folder of the host, and its kin start and stop others' workers.
+    /// `worker::add` reads any folder of the host, its kin start and stop others' workers, settings are everybody's, and
+    /// a bridge speaks with the engine's own rights elsewhere.
     pub(crate) fn refuse_call(&self, conn: ConnId, function_id: &str) -> Option<ErrorBody> {
-        let acts_on_host = function_id.starts_with("worker::") && !HARMLESS.contains(&function_id);
+        let acts_on_host = ACTS_ON_HOST.iter().any(|prefix| function_id.starts_with(prefix));
+        let acts_on_host = acts_on_host && !HARMLESS.contains(&function_id);
         (acts_on_host && self.is_guest(conn)).then(|| {
             let message = format!("`{function_id}` acts on the host: workers inside VMs may not call it");
             ErrorBody::new("FORBIDDEN", message)
         })
     }
 
-    /// Else a guest would answer others' `sandbox::run`, with their code and data before it.
+    /// Else a guest would answer others' `sandbox::run` or `state::get`, with their code and data before it.
     pub(crate) fn refuse_registration(&self, conn: ConnId, function_id: &str) -> bool {
-        DAEMONS.iter().any(|prefix| function_id.starts_with(prefix)) && self.is_guest(conn)
+        let providers = self.functions.get(function_id).into_iter().flatten();
+        let stands_in = providers.into_iter().any(|provider| self.is_builtin(provider.conn));
+        (stands_in || DAEMONS.iter().any(|prefix| function_id.starts_with(prefix))) && self.is_guest(conn)
     }
 
     /// Else a guest would be told what others have bound, secrets in it, and could refuse it.
@@ -50,7 +66,9 @@ impl Router {
         if function.starts_with("engine::") && self.is_guest(conn) {
             return forbidden(format!("`{function}` is the engine's: workers inside VMs may not bind it"));
         }
-        self.refuse_call(conn, function)
+        // Conditions and middleware are called as well.
+        let called = if self.is_guest(conn) { called_by(trigger) } else { Vec::new() };
+        self.refuse_call(conn, function).or_else(|| called.iter().find_map(|called| self.refuse_call(conn, called)))
     }
 
     /// Whether a binding is out of this guest's reach.
@@ -64,4 +82,13 @@ impl Router {
         let vm = |conn| self.connections.get(&conn).and_then(|connection| connection.vm_worker.as_deref());
         conn != owner && self.is_guest(conn) && vm(conn) != vm(owner)
     }
+}
+
+/// The functions that a binding's configuration names.
+fn called_by(trigger: &RegisterTrigger) -> Vec<String> {
+    let config = trigger.config.as_ref().and_then(|config| serde_json::from_str(config.get()).ok());
+    let config: Value = config.unwrap_or_default();
+    let condition = config["condition_function_id"].as_str();
+    let middleware = config["middleware_function_ids"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    condition.into_iter().chain(middleware).map(ToOwned::to_owned).collect()
 }

@@ -1,73 +1,126 @@
 //! Calls: to whom they go, and how their answers come back.
 
-use engine_protocol::{Action, ErrorBody, InvocationResult, InvokeFunction, Message, with_caller};
+use engine_protocol::{Action, ErrorBody, InvocationResult, InvokeFunction, Message};
+use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::router::{ConnId, Pending, Router};
+use crate::discovery::is_own;
+use crate::router::{Caller, ConnId, Effect, Pending, Router};
+
+/// Takes messages for named queues. Only the router calls it: for `enqueue` actions.
+const ENQUEUE: &str = "iii-queue::enqueue";
+
+/// What [`ENQUEUE`] is called with.
+#[derive(Serialize)]
+struct Enqueued<'a> {
+    queue: &'a str,
+    function_id: &'a str,
+    data: Option<&'a RawValue>,
+}
+
+/// What is called by the engine alone.
+fn refuse_private(function_id: &str) -> Option<ErrorBody> {
+    (function_id == ENQUEUE)
+        .then(|| ErrorBody::new("FORBIDDEN", format!("`{ENQUEUE}` is not called: use the action `enqueue`")))
+}
 
 impl Router {
     pub(crate) fn invoke(&mut self, conn: ConnId, call: InvokeFunction) {
-        let InvokeFunction { invocation_id, function_id, data, traceparent, baggage, action, metadata } = call;
-        let answer_to = match action {
-            Some(Action::Enqueue { queue }) => {
-                let message = format!("queue `{queue}`: the queue worker is not part of this version");
-                return self.answer(conn, invocation_id, &function_id, Err(ErrorBody::new("enqueue_error", message)));
-            }
-            Some(Action::Void) => None,
-            None => invocation_id,
-        };
-        let Some(caller) = self.connections.get(&conn).map(|connection| connection.worker.to_string()) else { return };
-        if let Some(refusal) = self.refuse_call(conn, &function_id) {
-            return self.answer(conn, answer_to, &function_id, Err(refusal));
-        }
-        if function_id.starts_with("engine::") {
-            return self.builtin(conn, answer_to, &function_id, data.as_deref());
-        }
-        let data = match data.map(|data| with_caller(data, &caller)).transpose() {
-            Ok(data) => data,
-            Err(error) => {
-                let error = ErrorBody::new("serialization_error", error.to_string());
-                return self.answer(conn, answer_to, &function_id, Err(error));
-            }
-        };
-        let forwarded =
-            InvokeFunction { invocation_id: None, function_id, data, traceparent, baggage, action: None, metadata };
-        self.dispatch(answer_to.map(|id| (conn, id)), forwarded);
-    }
-
-    /// A call of the engine's own: nobody waits for its answer.
-    pub(crate) fn call(&mut self, function_id: &str, data: Box<RawValue>) {
-        let call = InvokeFunction {
-            invocation_id: None,
-            function_id: function_id.to_owned(),
-            data: Some(data),
-            traceparent: None,
-            baggage: None,
-            action: None,
-            metadata: None,
-        };
-        self.dispatch(None, call);
-    }
-
-    fn dispatch(&mut self, caller: Option<(ConnId, Uuid)>, mut call: InvokeFunction) {
-        let provider = self.functions.get(&call.function_id).and_then(|providers| providers.last());
-        let Some(executor) = provider.map(|provider| provider.conn) else {
-            if let Some((conn, id)) = caller {
-                let message = format!("function `{}` is not registered", call.function_id);
-                let error = ErrorBody::new("function_not_found", message);
-                self.answer(conn, Some(id), &call.function_id, Err(error));
-            }
+        if !self.connections.contains_key(&conn) {
             return;
+        }
+        let (asked, function_id) = (call.invocation_id, &call.function_id);
+        let refusal = refuse_private(function_id)
+            .or_else(|| self.refuse_call(conn, function_id))
+            .or_else(|| self.refuse_by_policy(conn, function_id));
+        if let Some(refusal) = refusal {
+            let function_id = call.function_id.clone();
+            return self.forbid(conn, asked, &function_id, refusal);
+        }
+        let answer_to = asked.filter(|_| call.action != Some(Action::Void)).map(|id| Caller::Worker(conn, id));
+        if let Some(instead) = self.through_middleware(conn, &call) {
+            return self.dispatch(None, answer_to, call.function_id, instead);
+        }
+        match &call.action {
+            Some(Action::Enqueue { queue }) => {
+                let queue = queue.clone();
+                self.enqueue(answer_to, &queue, call);
+            }
+            _ if is_own(function_id) => {
+                let function_id = call.function_id;
+                self.own(conn, asked.filter(|_| answer_to.is_some()), &function_id, call.data.as_deref());
+            }
+            _ => self.dispatch(Some(conn), answer_to, call.function_id.clone(), call),
+        }
+    }
+
+    /// A call of the engine's own, or of a built-in worker.
+    pub(crate) fn call(&mut self, call: InvokeFunction, answer: Option<Uuid>) {
+        let caller = answer.map(Caller::Engine);
+        if is_own(&call.function_id) {
+            let error =
+                ErrorBody::new("function_not_invokable", format!("`{}` answers workers only", call.function_id));
+            return self.answer_caller(caller, &call.function_id, Err(error));
+        }
+        self.dispatch(None, caller, call.function_id.clone(), call);
+    }
+
+    pub(crate) fn forget(&mut self, answer: Uuid) {
+        let is_it = |pending: &Pending| pending.caller == Some(Caller::Engine(answer));
+        if self.pending.get(&answer).is_some_and(is_it) {
+            self.pending.remove(&answer);
+        } else {
+            self.pending.retain(|_, pending| !is_it(pending));
+        }
+    }
+
+    fn enqueue(&mut self, caller: Option<Caller>, queue: &str, mut call: InvokeFunction) {
+        let payload = call.data.take();
+        let wrapped = Enqueued { queue, function_id: &call.function_id, data: payload.as_deref() };
+        let Ok(data) = engine_protocol::raw(&wrapped) else { return };
+        if !self.functions.contains_key(ENQUEUE) {
+            let message = format!("queue `{queue}`: worker `iii-queue` is not in config.yaml");
+            return self.answer_caller(caller, &call.function_id, Err(ErrorBody::new("enqueue_error", message)));
+        }
+        self.counts.deferred += 1;
+        let known_as = call.function_id;
+        let handed = InvokeFunction { function_id: ENQUEUE.to_owned(), data: Some(data), ..call };
+        self.dispatch(None, caller, known_as, handed);
+    }
+
+    /// Sends a call to whoever serves its function. `from`: whose id the handler sees; `known_as`: the function's id in
+    /// the answer.
+    fn dispatch(&mut self, from: Option<ConnId>, caller: Option<Caller>, known_as: String, mut call: InvokeFunction) {
+        let provider = self.functions.get(&call.function_id).and_then(|providers| providers.last());
+        let Some(provider) = provider else {
+            let message = format!("function `{}` is not registered", call.function_id);
+            return self.answer_caller(caller, &known_as, Err(ErrorBody::new("function_not_found", message)));
         };
+        let (executor, is_request) = (provider.conn, provider.function.invocation.is_some());
+        self.counts.called(&call.function_id);
         // The caller's id names the call all the way, unless another caller uses the same one at the moment.
         let id = match caller {
-            Some((_, id)) if !self.pending.contains_key(&id) => id,
+            Some(Caller::Worker(_, id) | Caller::Engine(id)) if !self.pending.contains_key(&id) => id,
             _ => self.fresh_id(),
         };
         call.invocation_id = Some(id);
-        self.pending.insert(id, Pending { executor, caller, function_id: call.function_id.clone() });
-        self.send(executor, Message::InvokeFunction(call));
+        call.action = None;
+        let since_us = self.now_us;
+        self.pending.insert(id, Pending { executor, caller, function_id: known_as, since_us });
+        let from = from.and_then(|conn| self.connections.get(&conn)).map(|connection| connection.worker);
+        if is_request {
+            self.effects.push(Effect::Request { conn: executor, call });
+        } else if self.is_builtin(executor) {
+            self.effects.push(Effect::Call { conn: executor, call, caller: from });
+        } else {
+            call.function_id = self.unprefixed(executor, &call.function_id);
+            self.effects.push(Effect::Send { conn: executor, message: Message::InvokeFunction(call), caller: from });
+        }
+    }
+
+    pub(crate) fn is_builtin(&self, conn: ConnId) -> bool {
+        self.connections.get(&conn).is_some_and(|connection| connection.builtin.is_some())
     }
 
     pub(crate) fn result(&mut self, conn: ConnId, mut result: InvocationResult) {
@@ -76,11 +129,32 @@ impl Router {
             return;
         }
         let Some(pending) = self.pending.remove(&result.invocation_id) else { return };
-        let Some((caller, id)) = pending.caller else { return };
-        if self.connections.contains_key(&caller) {
-            result.invocation_id = id;
-            result.function_id = pending.function_id;
-            self.send(caller, Message::InvocationResult(result));
+        self.counts.ended(result.error.is_none(), self.now_us.saturating_sub(pending.since_us));
+        match pending.caller {
+            Some(Caller::Worker(caller, id)) if self.connections.contains_key(&caller) => {
+                result.invocation_id = id;
+                result.function_id = pending.function_id;
+                self.send(caller, Message::InvocationResult(result));
+            }
+            Some(Caller::Engine(answer)) => {
+                let result = result.error.map_or(Ok(result.result), Err);
+                self.effects.push(Effect::Answered { answer, result });
+            }
+            Some(Caller::Worker(..)) | None => {}
+        }
+    }
+
+    /// Answers whoever waits, if anybody does.
+    pub(crate) fn answer_caller(
+        &mut self,
+        caller: Option<Caller>,
+        function_id: &str,
+        result: Result<Option<Box<RawValue>>, ErrorBody>,
+    ) {
+        match caller {
+            Some(Caller::Worker(conn, id)) => self.answer(conn, Some(id), function_id, result),
+            Some(Caller::Engine(answer)) => self.effects.push(Effect::Answered { answer, result }),
+            None => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use engine_protocol::{ErrorBody, Reattach};
 
-use crate::router::{ConnId, Effect, Router};
+use crate::router::{Caller, ConnId, Effect, Router};
 
 impl Router {
     /// Steps in the order of the protocol's section 9: nobody sees the worker gone before its things are.
@@ -16,19 +16,21 @@ impl Router {
             self.pending.iter().filter(|(_, pending)| pending.executor == conn).map(|(id, _)| *id).collect();
         for id in executed {
             let Some(pending) = self.pending.remove(&id) else { continue };
-            if let Some((caller, id)) = pending.caller {
-                let error = ErrorBody::new("invocation_stopped", "Invocation stopped");
-                self.answer(caller, Some(id), &pending.function_id, Err(error));
-            }
+            self.counts.ended(false, self.now_us.saturating_sub(pending.since_us));
+            let error = ErrorBody::new("invocation_stopped", "Invocation stopped");
+            self.answer_caller(pending.caller, &pending.function_id, Err(error));
         }
-        self.pending.retain(|_, pending| pending.caller.is_none_or(|(caller, _)| caller != conn));
+        self.pending.retain(|_, pending| !matches!(pending.caller, Some(Caller::Worker(caller, _)) if caller == conn));
         let bound: Vec<String> =
             self.triggers.iter().filter(|(_, trigger)| trigger.owner == conn).map(|(id, _)| id.clone()).collect();
         for id in bound {
             self.remove_trigger(&id);
         }
         self.leave_trigger_types(conn);
-        self.announce_worker("worker_disconnected", connection.worker);
+        if connection.builtin.is_none() {
+            self.counts.workers_left += 1;
+            self.announce_worker("worker_disconnected", connection.worker);
+        }
     }
 
     /// Retires the connection that a worker has lost, before anything else of its new one is handled. Ids are public,
@@ -36,7 +38,10 @@ impl Router {
     pub(crate) fn reattach(&mut self, conn: ConnId, reattach: &Reattach) {
         let Some(token) = &reattach.reattach_token else { return };
         let previous = self.connections.iter().find(|(id, old)| {
-            **id != conn && old.worker == reattach.previous_worker_id && old.reattach_token == *token
+            **id != conn
+                && old.builtin.is_none()
+                && old.worker == reattach.previous_worker_id
+                && old.reattach_token == *token
         });
         if let Some((previous, _)) = previous {
             let previous = *previous;

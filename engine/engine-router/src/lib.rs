@@ -5,7 +5,9 @@
 //!                        ├─ triggers    trigger types and their bindings
 //!                        ├─ discovery   engine::* functions
 //!                        ├─ guests      what workers in VMs may not do
+//!                        ├─ session     what workers of a guarded listener may do
 //!                        ├─ limits      how much a connection may register
+//!                        ├─ counts      how many calls, and how long they took
 //!                        └─ leave       what goes when a connection goes
 //!                             └─► Effects
 //! ```
@@ -18,12 +20,16 @@
 //! - What a connection can leave in memory is bounded, calls in flight excepted.
 //! - What has moved to a newer connection is not removed by the late end of an older one.
 
+mod counts;
 mod discovery;
 mod guests;
 mod invoke;
 mod leave;
 mod limits;
 mod router;
+mod session;
 mod triggers;
 
-pub use router::{ConnId, Effect, Input, Opened, Router};
+pub use counts::Counts;
+pub use router::{ConnId, Effect, Input, Installed, Opened, Router};
+pub use session::{Expose, Pattern, Policy, Session, Wanted};

@@ -2,11 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use engine_protocol::{ErrorBody, InvocationResult, Message, RegisterFunction, WorkerRegistered};
+use engine_protocol::{
+    ErrorBody, InvocationResult, InvokeFunction, Message, RegisterFunction, RegisterTrigger, RegisterTriggerType,
+    WorkerRegistered, builtin,
+};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::counts::Counts;
 use crate::limits::{Held, Weight};
+use crate::session::Session;
 use crate::triggers::{Trigger, TriggerType};
 
 /// Names one connection for the life of the engine.
@@ -17,6 +22,8 @@ pub struct ConnId(pub u64);
 #[derive(Debug)]
 pub enum Input {
     Opened(Box<Opened>),
+    /// A worker in the engine's own process.
+    Installed(Box<Installed>),
     Closed {
         conn: ConnId,
     },
@@ -29,6 +36,15 @@ pub enum Input {
         conn: ConnId,
         invocation: Option<Uuid>,
         refs: Result<Box<RawValue>, ErrorBody>,
+    },
+    /// A call of the engine itself, or of a built-in worker. `answer` names what [`Effect::Answered`] is to bring.
+    Call {
+        call: InvokeFunction,
+        answer: Option<Uuid>,
+    },
+    /// Nobody waits for this answer any more.
+    Forget {
+        answer: Uuid,
     },
     /// From time to time: lets changes of the function list be told.
     Tick,
@@ -46,6 +62,17 @@ pub struct Opened {
     pub vm_worker: Option<String>,
     pub isolation: Option<String>,
     pub address: Option<String>,
+    pub session: Session,
+}
+
+/// A new built-in worker.
+#[derive(Debug)]
+pub struct Installed {
+    pub conn: ConnId,
+    pub worker: Uuid,
+    pub name: &'static str,
+    pub functions: Vec<RegisterFunction>,
+    pub trigger_types: Vec<RegisterTriggerType>,
 }
 
 /// What to do.
@@ -54,6 +81,35 @@ pub enum Effect {
     Send {
         conn: ConnId,
         message: Message,
+        /// Of a call by a worker: its id, which the handler is to see in the payload.
+        caller: Option<Uuid>,
+    },
+    /// A built-in worker is to carry out a call; its answer comes back as a message from `conn`.
+    Call {
+        conn: ConnId,
+        call: InvokeFunction,
+        caller: Option<Uuid>,
+    },
+    /// A function that is an HTTP request is called; its answer comes back as a message from `conn`.
+    Request {
+        conn: ConnId,
+        call: InvokeFunction,
+    },
+    /// One of a built-in worker's trigger types is bound; a refusal comes back as a message from `conn`.
+    Bind {
+        conn: ConnId,
+        trigger: RegisterTrigger,
+        owner: Option<Uuid>,
+    },
+    Unbind {
+        conn: ConnId,
+        trigger_type: String,
+        id: String,
+    },
+    /// The answer to [`Input::Call`].
+    Answered {
+        answer: Uuid,
+        result: Result<Option<Box<RawValue>>, ErrorBody>,
     },
     CreateChannel {
         conn: ConnId,
@@ -82,6 +138,9 @@ pub(crate) struct Connection {
     /// Whether something but `reattach` has arrived: only the first message may be one.
     pub(crate) spoken: bool,
     pub(crate) held: Held,
+    pub(crate) session: Session,
+    /// Set for built-in workers.
+    pub(crate) builtin: Option<&'static str>,
 }
 
 /// What a worker says about itself.
@@ -104,14 +163,23 @@ pub(crate) struct Provider {
 /// A call that is with its executor.
 pub(crate) struct Pending {
     pub(crate) executor: ConnId,
-    /// Who wants the answer, and under which id; nobody for void calls and those of the engine.
-    pub(crate) caller: Option<(ConnId, Uuid)>,
+    /// Who wants the answer; nobody, for void calls.
+    pub(crate) caller: Option<Caller>,
+    /// As its caller knows it.
     pub(crate) function_id: String,
+    pub(crate) since_us: u64,
+}
+
+/// Who wants an answer, and under which id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Caller {
+    Worker(ConnId, Uuid),
+    Engine(Uuid),
 }
 
 /// The routing table, without IO.
 pub struct Router {
-    pub(crate) now_ms: u64,
+    pub(crate) now_us: u64,
     pub(crate) version: String,
     next_id: u128,
     pub(crate) connections: BTreeMap<ConnId, Connection>,
@@ -122,6 +190,7 @@ pub struct Router {
     pub(crate) trigger_types: BTreeMap<String, Vec<TriggerType>>,
     pub(crate) triggers: BTreeMap<String, Trigger>,
     pub(crate) announced: HashSet<String>,
+    pub(crate) counts: Counts,
     pub(crate) effects: Vec<Effect>,
 }
 
@@ -130,7 +199,7 @@ impl Router {
     #[must_use]
     pub fn new(version: &str, seed: u128) -> Self {
         Self {
-            now_ms: 0,
+            now_us: 0,
             version: version.to_owned(),
             next_id: seed,
             connections: BTreeMap::new(),
@@ -139,44 +208,91 @@ impl Router {
             trigger_types: BTreeMap::new(),
             triggers: BTreeMap::new(),
             announced: HashSet::new(),
+            counts: Counts::default(),
             effects: Vec::new(),
         }
     }
 
-    /// Advances by one input. Reads no clock and does no IO: `now_ms` (since 1970) comes in, effects go out.
-    pub fn step(&mut self, now_ms: u64, input: Input) -> Vec<Effect> {
-        self.now_ms = now_ms;
+    #[must_use]
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// Whether a function of this id can be called.
+    #[must_use]
+    pub fn knows(&self, function_id: &str) -> bool {
+        self.functions.contains_key(function_id)
+    }
+
+    /// Workers that are connected, built-in ones not counted.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.connections.values().filter(|connection| connection.builtin.is_none()).count()
+    }
+
+    /// Advances by one input. Reads no clock and does no IO: `now_us` (since 1970) comes in, effects go out.
+    pub fn step(&mut self, now_us: u64, input: Input) -> Vec<Effect> {
+        self.now_us = now_us;
         match input {
             Input::Opened(opened) => self.open(*opened),
+            Input::Installed(installed) => self.install(*installed),
             Input::Closed { conn } => self.leave(conn),
             Input::Received { conn, message } => self.receive(conn, message),
             Input::ChannelCreated { conn, invocation, refs } => {
                 self.answer(conn, invocation, "engine::channels::create", refs.map(Some));
             }
+            Input::Call { call, answer } => self.call(call, answer),
+            Input::Forget { answer } => self.forget(answer),
             Input::Tick => self.announce_functions(),
         }
         std::mem::take(&mut self.effects)
     }
 
     fn open(&mut self, opened: Opened) {
-        let Opened { conn, worker, reattach_token, vm_worker, isolation, address } = opened;
+        let Opened { conn, worker, reattach_token, vm_worker, isolation, address, session } = opened;
         let registered = WorkerRegistered { worker_id: worker, reattach_token: Some(reattach_token.clone()) };
-        self.connections.insert(
-            conn,
-            Connection {
-                worker,
-                reattach_token,
-                vm_worker,
-                isolation,
-                address,
-                connected_at_ms: self.now_ms,
-                metadata: None,
-                spoken: false,
-                held: Held::default(),
-            },
-        );
+        let connection = Connection {
+            worker,
+            reattach_token,
+            vm_worker,
+            isolation,
+            address,
+            connected_at_ms: self.now_us / 1000,
+            metadata: None,
+            spoken: false,
+            held: Held::default(),
+            session,
+            builtin: None,
+        };
+        self.connections.insert(conn, connection);
+        self.counts.workers_connected += 1;
         self.send(conn, Message::WorkerRegistered(registered));
         self.announce_worker("worker_connected", worker);
+    }
+
+    fn install(&mut self, installed: Installed) {
+        let Installed { conn, worker, name, functions, trigger_types } = installed;
+        let connection = Connection {
+            worker,
+            reattach_token: String::new(),
+            vm_worker: None,
+            isolation: Some("in-process".to_owned()),
+            address: None,
+            connected_at_ms: self.now_us / 1000,
+            metadata: None,
+            // Built-in workers do not reattach.
+            spoken: true,
+            held: Held::default(),
+            session: Session::default(),
+            builtin: Some(name),
+        };
+        self.connections.insert(conn, connection);
+        for function in functions {
+            self.functions.entry(function.id.clone()).or_default().push(Provider { conn, function });
+        }
+        for kind in trigger_types {
+            self.register_trigger_type(conn, kind);
+        }
     }
 
     fn receive(&mut self, conn: ConnId, message: Message) {
@@ -204,8 +320,10 @@ impl Router {
     }
 
     fn register_function(&mut self, conn: ConnId, function: RegisterFunction) {
+        let Some(function) = self.under_policy(conn, function) else { return };
         // The engine's own functions are what RBAC, daemons and SDKs stand on: nobody takes them over.
-        let reserved = function.id.is_empty() || function.id.starts_with("engine::");
+        let namespace = function.id.split("::").next().unwrap_or_default();
+        let reserved = namespace.is_empty() || namespace == "engine" || builtin(namespace).is_some();
         if reserved || self.refuse_registration(conn, &function.id) {
             return;
         }
@@ -221,6 +339,7 @@ impl Router {
     }
 
     fn unregister_function(&mut self, conn: ConnId, id: &str) {
+        let id = &self.prefixed(conn, id.to_owned());
         let Some(providers) = self.functions.get_mut(id) else { return };
         let Some(at) = providers.iter().position(|provider| provider.conn == conn) else { return };
         let gone = providers.remove(at);
@@ -231,7 +350,7 @@ impl Router {
     }
 
     pub(crate) fn send(&mut self, conn: ConnId, message: Message) {
-        self.effects.push(Effect::Send { conn, message });
+        self.effects.push(Effect::Send { conn, message, caller: None });
     }
 
     /// Answers a caller that wants an answer and is still there.

@@ -3,21 +3,23 @@
 use std::collections::HashSet;
 
 use engine_protocol::{
-    ErrorBody, Message, RegisterTrigger, RegisterTriggerType, TriggerRegistrationResult, UnregisterTrigger,
+    ErrorBody, InvokeFunction, Message, RegisterTrigger, RegisterTriggerType, TriggerRegistrationResult,
+    UnregisterTrigger,
 };
 use serde_json::json;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::limits::Weight;
-use crate::router::{ConnId, Router};
+use crate::router::{ConnId, Effect, Router};
 
 /// Always there; their provider is the engine.
 pub(crate) const WORKERS_AVAILABLE: &str = "engine::workers-available";
 pub(crate) const FUNCTIONS_AVAILABLE: &str = "engine::functions-available";
 
-/// Types of workers that this version lacks, and the worker's name.
-const ABSENT: [(&str, &str); 10] = [
+/// Types of built-in workers, and the worker's name: for whoever binds one that is not in the configuration.
+const OF_BUILTINS: [(&str, &str); 11] = [
+    ("configuration", "configuration"),
     ("http", "iii-http"),
     ("state", "iii-state"),
     ("stream", "iii-stream"),
@@ -50,7 +52,7 @@ impl Router {
     /// The latest provider of a type serves it. Those before it serve again when it leaves; until then they are told that
     /// their bindings have gone, so that an event fires once.
     pub(crate) fn register_trigger_type(&mut self, conn: ConnId, kind: RegisterTriggerType) {
-        if kind.id.starts_with("engine::") || kind.id.is_empty() {
+        if kind.id.starts_with("engine::") || kind.id.is_empty() || !self.may_register_trigger_types(conn) {
             return;
         }
         let id = kind.id.clone();
@@ -67,9 +69,8 @@ impl Router {
         providers.retain(|known| known.owner != conn);
         providers.push(TriggerType { owner: conn, kind });
         if let Some(served) = served.filter(|served| *served != conn) {
-            for trigger in self.bound_to(&id) {
-                let message = UnregisterTrigger { id: trigger.id, trigger_type: Some(id.clone()) };
-                self.send(served, Message::UnregisterTrigger(message));
+            for (trigger, _) in self.bound_to(&id) {
+                self.tell_unbound(served, id.clone(), trigger.id);
             }
         }
         self.hand_over(&id);
@@ -102,14 +103,32 @@ impl Router {
     /// Gives a type's bindings to the provider that serves it now.
     fn hand_over(&mut self, id: &str) {
         let Some(provider) = self.provider(id) else { return };
-        for trigger in self.bound_to(id) {
+        for (trigger, owner) in self.bound_to(id) {
+            self.tell_bound(provider, trigger, owner);
+        }
+    }
+
+    fn bound_to(&self, id: &str) -> Vec<(RegisterTrigger, ConnId)> {
+        let bound = self.triggers.values().filter(|stored| stored.trigger.trigger_type == id);
+        bound.map(|stored| (stored.trigger.clone(), stored.owner)).collect()
+    }
+
+    fn tell_bound(&mut self, provider: ConnId, trigger: RegisterTrigger, owner: ConnId) {
+        if self.is_builtin(provider) {
+            let owner = self.connections.get(&owner).map(|connection| connection.worker);
+            self.effects.push(Effect::Bind { conn: provider, trigger, owner });
+        } else {
             self.send(provider, Message::RegisterTrigger(trigger));
         }
     }
 
-    fn bound_to(&self, id: &str) -> Vec<RegisterTrigger> {
-        let bound = self.triggers.values().filter(|stored| stored.trigger.trigger_type == id);
-        bound.map(|stored| stored.trigger.clone()).collect()
+    fn tell_unbound(&mut self, provider: ConnId, trigger_type: String, id: String) {
+        if self.is_builtin(provider) {
+            self.effects.push(Effect::Unbind { conn: provider, trigger_type, id });
+        } else {
+            let message = UnregisterTrigger { id, trigger_type: Some(trigger_type) };
+            self.send(provider, Message::UnregisterTrigger(message));
+        }
     }
 
     /// Who serves a type.
@@ -117,7 +136,11 @@ impl Router {
         self.trigger_types.get(id).and_then(|providers| providers.last()).map(|known| known.owner)
     }
 
-    pub(crate) fn register_trigger(&mut self, conn: ConnId, trigger: RegisterTrigger) {
+    pub(crate) fn register_trigger(&mut self, conn: ConnId, mut trigger: RegisterTrigger) {
+        if !self.may_bind(conn, &trigger.trigger_type) {
+            return;
+        }
+        trigger.function_id = self.prefixed(conn, trigger.function_id);
         if let Some(error) = self.refuse_trigger(conn, &trigger) {
             return self.answer_binding(conn, &trigger, error);
         }
@@ -128,20 +151,26 @@ impl Router {
             return self.answer_binding(conn, &trigger, error);
         }
         if let Some(provider) = self.provider(&kind) {
-            self.send(provider, Message::RegisterTrigger(trigger.clone()));
+            self.tell_bound(provider, trigger.clone(), conn);
         } else if !is_builtin(&kind) {
-            let message = match ABSENT.iter().find(|(absent, _)| *absent == kind) {
+            let message = match OF_BUILTINS.iter().find(|(known, _)| *known == kind) {
                 Some((_, worker)) => {
-                    format!("trigger type `{kind}` belongs to worker `{worker}`, which is not part of this version")
+                    format!("trigger type `{kind}` belongs to worker `{worker}`: add it to `workers` in config.yaml")
                 }
                 None => format!("no worker provides trigger type `{kind}`; it is bound when one does"),
             };
             self.answer_binding(conn, &trigger, ErrorBody::new("trigger_type_not_found", message));
         }
-        if let Some(old) = self.triggers.insert(trigger.id.clone(), Trigger { owner: conn, trigger })
-            && old.owner != conn
-        {
-            self.give_back(old.owner, &old.trigger);
+        if let Some(old) = self.triggers.insert(trigger.id.clone(), Trigger { owner: conn, trigger }) {
+            if old.owner != conn {
+                self.give_back(old.owner, &old.trigger);
+            }
+            // An id that moves to another type is not bound to the first any more.
+            if old.trigger.trigger_type != kind
+                && let Some(provider) = self.provider(&old.trigger.trigger_type)
+            {
+                self.tell_unbound(provider, old.trigger.trigger_type, old.trigger.id);
+            }
         }
     }
 
@@ -169,8 +198,7 @@ impl Router {
         if let Some(provider) = self.provider(&kind)
             && self.connections.contains_key(&provider)
         {
-            let message = UnregisterTrigger { id: id.to_owned(), trigger_type: Some(kind) };
-            self.send(provider, Message::UnregisterTrigger(message));
+            self.tell_unbound(provider, kind, id.to_owned());
         }
     }
 
@@ -211,9 +239,16 @@ impl Router {
             .map(|stored| stored.trigger.function_id.clone())
             .collect();
         for function in bound {
-            if let Ok(payload) = RawValue::from_string(payload.to_string()) {
-                self.call(&function, payload);
-            }
+            let call = InvokeFunction {
+                invocation_id: None,
+                function_id: function,
+                data: RawValue::from_string(payload.to_string()).ok(),
+                traceparent: None,
+                baggage: None,
+                action: None,
+                metadata: None,
+            };
+            self.call(call, None);
         }
     }
 }

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use engine_protocol::{
     Action, InvocationResult, InvokeFunction, Message, Reattach, RegisterFunction, RegisterTrigger,
-    RegisterTriggerType, raw,
+    RegisterTriggerType, raw, with_caller,
 };
-use engine_router::{ConnId, Effect, Input, Opened, Router};
+use engine_router::{ConnId, Effect, Input, Opened, Router, Session};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -26,8 +26,15 @@ impl World {
     fn step(&mut self, input: Input) {
         for effect in self.router.step(0, input) {
             match effect {
-                Effect::Send { conn, message } => self.sent.entry(conn.0).or_default().push(message),
-                Effect::CreateChannel { .. } | Effect::Close { .. } | Effect::Refused { .. } => {}
+                Effect::Send { conn, mut message, caller } => {
+                    // As the engine does when it writes a call to its socket.
+                    if let (Message::InvokeFunction(call), Some(caller)) = (&mut message, caller) {
+                        let spliced = call.data.take().map(|data| with_caller(data, &caller.to_string()));
+                        call.data = spliced.transpose().expect("an object");
+                    }
+                    self.sent.entry(conn.0).or_default().push(message);
+                }
+                _ => {}
             }
         }
     }
@@ -40,6 +47,7 @@ impl World {
             vm_worker: (conn == 9).then(|| "in-a-vm".to_owned()),
             isolation: None,
             address: None,
+            session: Session::default(),
         })));
     }
 

@@ -6,7 +6,7 @@ use engine_protocol::{
     ErrorBody, Message, RegisterTrigger, RegisterTriggerType, TriggerRegistrationResult, UnregisterTrigger,
     UnregisterTriggerType,
 };
-use engine_router::{ConnId, Effect, Input, Opened, Router};
+use engine_router::{ConnId, Effect, Input, Opened, Router, Session};
 use uuid::Uuid;
 
 /// A router with connections 1 to 3 of the host, 8 and 9 of one VM, 7 of another.
@@ -32,6 +32,7 @@ impl World {
                 vm_worker,
                 isolation: None,
                 address: None,
+                session: Session::default(),
             })));
         }
         world
@@ -40,12 +41,14 @@ impl World {
     fn step(&mut self, input: Input) {
         for effect in self.router.step(0, input) {
             let (conn, line) = match effect {
-                Effect::Send { conn, message: Message::RegisterTrigger(trigger) } => (conn, format!("+{}", trigger.id)),
-                Effect::Send { conn, message: Message::UnregisterTrigger(trigger) } => {
+                Effect::Send { conn, message: Message::RegisterTrigger(trigger), .. } => {
+                    (conn, format!("+{}", trigger.id))
+                }
+                Effect::Send { conn, message: Message::UnregisterTrigger(trigger), .. } => {
                     assert!(trigger.trigger_type.is_some());
                     (conn, format!("-{}", trigger.id))
                 }
-                Effect::Send { conn, message: Message::TriggerRegistrationResult(result) } => {
+                Effect::Send { conn, message: Message::TriggerRegistrationResult(result), .. } => {
                     (conn, result.error.map(|error| error.code).unwrap_or_default())
                 }
                 Effect::Refused { conn, error } => (conn, error.code),

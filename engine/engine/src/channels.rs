@@ -10,22 +10,18 @@
 //! end has: half a file must not look like a whole one.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use engine_builtin::{Item, PipeReader, PipeWriter, pipe};
 use engine_protocol::{ChannelRef, Direction, ErrorBody};
 use engine_router::ConnId;
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use uuid::Uuid;
 
 /// How long a channel waits for both of its ends.
 const UNATTACHED: Duration = Duration::from_secs(300);
-
-/// What may lie in a channel ahead of its reader. An item that is larger has the channel for itself.
-const MAX_BUFFERED_BYTES: u32 = 4 * 1024 * 1024;
 
 /// Channels at a time, of one connection or of one VM's worker.
 const MAX_CHANNELS: usize = 4096;
@@ -43,36 +39,28 @@ pub(crate) struct Channels(Mutex<HashMap<String, Channel>>);
 pub(crate) enum Owner {
     Connection(ConnId),
     Vm(String),
+    /// Built-in workers, which take back what nobody attached.
+    Engine,
 }
 
 struct Channel {
     owner: Owner,
     key: String,
     created: Instant,
-    /// Held by both ends: gone when they are.
+    /// Held by the ends that sockets attach to: gone when they are.
     alive: Weak<()>,
     writer: Option<Writer>,
     reader: Option<Reader>,
 }
 
 pub(crate) struct Writer {
-    items: mpsc::Sender<Item>,
-    room: Arc<Semaphore>,
-    finished: Arc<AtomicBool>,
+    pipe: PipeWriter,
     _alive: Arc<()>,
 }
 
 pub(crate) struct Reader {
-    items: mpsc::Receiver<Item>,
-    /// Whether the writer has said that there is no more; set before its end of the queue goes.
-    finished: Arc<AtomicBool>,
+    pipe: PipeReader,
     _alive: Arc<()>,
-}
-
-/// A message, and the room that it takes until it is with the reader.
-struct Item {
-    message: Message,
-    _room: OwnedSemaphorePermit,
 }
 
 /// The two ends, as a result of `engine::channels::create`.
@@ -95,35 +83,51 @@ impl Channels {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A channel between two sockets.
+    ///
     /// # Errors
     /// The owner has as many channels as it may.
     pub(crate) fn create(&self, owner: Owner, buffer: usize) -> Result<ChannelPair, ErrorBody> {
         let limit = if matches!(owner, Owner::Vm(_)) { MAX_GUEST_CHANNELS } else { MAX_CHANNELS };
         let mut channels = self.lock();
+        let channels = &mut *channels;
         if channels.values().filter(|channel| channel.owner == owner && channel.is_alive()).count() >= limit {
             let message = format!("{limit} channels are open; one has to end before the next");
             return Err(ErrorBody::new("limit_reached", message));
         }
-        let (channel_id, access_key) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
-        let (sender, receiver) = mpsc::channel(buffer);
-        let finished = Arc::new(AtomicBool::new(false));
+        let (writer, reader) = pipe(buffer);
         let alive = Arc::new(());
-        let channel = Channel {
-            owner,
-            key: access_key.clone(),
-            created: Instant::now(),
-            alive: Arc::downgrade(&alive),
-            writer: Some(Writer {
-                items: sender,
-                room: Arc::new(Semaphore::new(MAX_BUFFERED_BYTES as usize)),
-                finished: Arc::clone(&finished),
-                _alive: Arc::clone(&alive),
-            }),
-            reader: Some(Reader { items: receiver, finished, _alive: alive }),
-        };
-        channels.insert(channel_id.clone(), channel);
-        let end = |direction| ChannelRef { channel_id: channel_id.clone(), access_key: access_key.clone(), direction };
-        Ok(ChannelPair { writer: end(Direction::Write), reader: end(Direction::Read) })
+        let writer = Writer { pipe: writer, _alive: Arc::clone(&alive) };
+        let reader = Reader { pipe: reader, _alive: Arc::clone(&alive) };
+        let writer_end = insert(channels, owner, &alive, Some(writer), Some(reader));
+        let reader_end = ChannelRef { direction: Direction::Read, ..writer_end.clone() };
+        Ok(ChannelPair { writer: writer_end, reader: reader_end })
+    }
+
+    /// A channel that we write and a socket reads.
+    pub(crate) fn create_for_reader(&self, buffer: usize) -> (PipeWriter, ChannelRef) {
+        let (writer, reader) = pipe(buffer);
+        let alive = Arc::new(());
+        let reader = Reader { pipe: reader, _alive: Arc::clone(&alive) };
+        let end = insert(&mut self.lock(), Owner::Engine, &alive, None, Some(reader));
+        (writer, ChannelRef { direction: Direction::Read, ..end })
+    }
+
+    /// A channel that a socket writes and we read.
+    pub(crate) fn create_for_writer(&self, buffer: usize) -> (ChannelRef, PipeReader) {
+        let (writer, reader) = pipe(buffer);
+        let alive = Arc::new(());
+        let writer = Writer { pipe: writer, _alive: Arc::clone(&alive) };
+        let end = insert(&mut self.lock(), Owner::Engine, &alive, Some(writer), None);
+        (end, reader)
+    }
+
+    /// Forgets a channel that nobody has attached.
+    pub(crate) fn withdraw(&self, id: &str) {
+        let mut channels = self.lock();
+        if channels.get(id).is_some_and(|channel| channel.writer.is_some() || channel.reader.is_some()) {
+            channels.remove(id);
+        }
     }
 
     /// `None`: there is no such channel, or the key is not its key.
@@ -147,6 +151,25 @@ impl Channels {
     }
 }
 
+/// Returns the end that is written to.
+fn insert(
+    channels: &mut HashMap<String, Channel>,
+    owner: Owner,
+    alive: &Arc<()>,
+    writer: Option<Writer>,
+    reader: Option<Reader>,
+) -> ChannelRef {
+    let end = ChannelRef {
+        channel_id: Uuid::new_v4().to_string(),
+        access_key: Uuid::new_v4().to_string(),
+        direction: Direction::Write,
+    };
+    let key = end.access_key.clone();
+    let channel = Channel { owner, key, created: Instant::now(), alive: Arc::downgrade(alive), writer, reader };
+    channels.insert(end.channel_id.clone(), channel);
+    end
+}
+
 impl Channel {
     fn is_alive(&self) -> bool {
         self.alive.strong_count() > 0
@@ -168,39 +191,24 @@ async fn take_in(mut socket: WebSocket, writer: Writer) {
         let item = tokio::select! {
             item = socket.recv() => item,
             // The reader has left: the writer must not go on for nobody.
-            () = writer.items.closed() => return,
+            () = writer.pipe.reader_gone() => return,
         };
-        match item {
-            Some(Ok(message @ (Message::Binary(_) | Message::Text(_)))) => {
-                let size = message_bytes(&message);
-                let room = tokio::select! {
-                    room = Arc::clone(&writer.room).acquire_many_owned(size) => room,
-                    () = writer.items.closed() => return,
-                };
-                let Ok(room) = room else { return };
-                if writer.items.send(Item { message, _room: room }).await.is_err() {
-                    return;
-                }
-            }
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+        let item = match item {
+            Some(Ok(Message::Binary(bytes))) => Item::Binary(bytes),
+            Some(Ok(Message::Text(text))) => Item::Text(text.as_str().to_owned()),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
             Some(Ok(Message::Close(said))) => {
-                writer.finished.store(is_orderly(said.as_ref()), Ordering::Release);
-                drop(writer);
+                if is_orderly(said.as_ref()) {
+                    writer.pipe.finish();
+                }
                 return part(socket).await;
             }
             Some(Err(_)) | None => return,
+        };
+        if writer.pipe.send(item).await.is_err() {
+            return;
         }
     }
-}
-
-/// What a message counts for; one that is larger than the buffer counts for all of it.
-fn message_bytes(message: &Message) -> u32 {
-    let length = match message {
-        Message::Binary(bytes) => bytes.len(),
-        Message::Text(text) => text.len(),
-        Message::Ping(_) | Message::Pong(_) | Message::Close(_) => 0,
-    };
-    u32::try_from(length).unwrap_or(MAX_BUFFERED_BYTES).min(MAX_BUFFERED_BYTES)
 }
 
 /// A writer that closes because of an error, or because its page or process goes away, says so by its code.
@@ -213,10 +221,18 @@ async fn give_out(mut socket: WebSocket, mut reader: Reader) {
         tokio::select! {
             // First what is there, then what the peer says: a close must not overtake data.
             biased;
-            item = reader.items.recv() => match item {
-                Some(Item { message, _room }) => if socket.send(message).await.is_err() { return },
+            item = reader.pipe.next() => match item {
+                Some(item) => {
+                    let message = match item {
+                        Item::Binary(bytes) => Message::Binary(bytes),
+                        Item::Text(text) => Message::Text(text.into()),
+                    };
+                    if socket.send(message).await.is_err() {
+                        return;
+                    }
+                }
                 None => {
-                    let broken = (!reader.finished.load(Ordering::Acquire)).then(|| CloseFrame {
+                    let broken = (!reader.pipe.is_whole()).then(|| CloseFrame {
                         code: close_code::ERROR,
                         reason: "the writer broke off".into(),
                     });

@@ -1,22 +1,29 @@
-//! The router behind one lock, and the queue of every connection.
+//! The router behind one lock, the queue of every connection, and the workers in our own process.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engine_protocol::{ErrorBody, Message, raw};
-use engine_router::{ConnId, Effect, Input, Opened, Router};
-use tokio::sync::mpsc;
+use engine_builtin::{Answer, Binding, Builtin, Call, Invocation, Reply, Stats, Trace};
+use engine_protocol::{ErrorBody, InvocationResult, InvokeFunction, Message, TriggerRegistrationResult, raw};
+use engine_router::{ConnId, Effect, Input, Installed, Opened, Router, Session};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 use uuid::Uuid;
 
 use crate::channels::{Channels, Owner};
+use crate::pressure::{OVERHEAD, Pressure};
 
 /// What may wait for one connection; a peer that lets more pile up is cut off.
-const MAX_QUEUED_MESSAGES: usize = 65_536;
 const MAX_QUEUED_BYTES: usize = 256 * 1024 * 1024;
+
+/// Carries out a function that is an HTTP request.
+pub(crate) type Request = Arc<dyn Fn(Invocation) -> BoxFuture<'static, Answer> + Send + Sync>;
 
 /// Everything the connections share.
 pub(crate) struct Hub {
@@ -28,22 +35,38 @@ pub(crate) struct Hub {
 struct State {
     router: Router,
     queues: HashMap<ConnId, Queue>,
+    builtins: HashMap<ConnId, Arc<dyn Builtin>>,
+    /// Functions of connections that are HTTP requests.
+    requests: HashMap<(ConnId, String), Request>,
+    /// Calls of our own that wait for their answer.
+    waiting: HashMap<Uuid, oneshot::Sender<Answer>>,
 }
 
 struct Queue {
-    sender: mpsc::Sender<String>,
-    bytes: Arc<AtomicUsize>,
+    sender: mpsc::UnboundedSender<Outgoing>,
+    /// Of what waits to be sent.
+    pressure: Arc<Pressure>,
+    /// Of its calls that built-in workers are carrying out.
+    in_process: Arc<Pressure>,
     stop: CancellationToken,
     /// Whose channels it makes.
     owner: Owner,
 }
 
+/// A message that waits for its socket.
+pub(crate) struct Outgoing {
+    pub(crate) message: Message,
+    /// The worker that the handler of a call is to be told of.
+    pub(crate) caller: Option<Uuid>,
+    pub(crate) bytes: usize,
+}
+
 /// A connection's own end: what is to be sent to it, and when to stop.
 pub(crate) struct Seat {
     pub(crate) conn: ConnId,
-    pub(crate) outbound: mpsc::Receiver<String>,
-    /// Bytes in the queue; the writer takes off what it has sent.
-    pub(crate) queued: Arc<AtomicUsize>,
+    pub(crate) outbound: mpsc::UnboundedReceiver<Outgoing>,
+    /// Of the queue; the writer takes off what it has sent.
+    pub(crate) pressure: Arc<Pressure>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -53,19 +76,50 @@ pub(crate) struct Origin {
     pub(crate) vm_worker: Option<String>,
     pub(crate) isolation: Option<String>,
     pub(crate) address: Option<String>,
+    pub(crate) session: Session,
+}
+
+/// What is to be done when the lock is free again.
+enum Delivery {
+    Call {
+        builtin: Arc<dyn Builtin>,
+        conn: ConnId,
+        call: InvokeFunction,
+        caller: Option<Uuid>,
+        from: Option<Arc<Pressure>>,
+    },
+    Request {
+        request: Request,
+        conn: ConnId,
+        call: InvokeFunction,
+    },
 }
 
 impl Hub {
     pub(crate) fn new() -> Arc<Self> {
         let seed = Uuid::new_v4().as_u128() ^ Uuid::new_v4().as_u128().rotate_left(64);
-        let state = State { router: Router::new(crate::VERSION, seed), queues: HashMap::new() };
+        let state = State {
+            router: Router::new(crate::VERSION, seed),
+            queues: HashMap::new(),
+            builtins: HashMap::new(),
+            requests: HashMap::new(),
+            waiting: HashMap::new(),
+        };
         Arc::new(Self { state: Mutex::new(state), next_conn: AtomicU64::new(1), channels: Channels::default() })
     }
 
-    pub(crate) fn open(&self, origin: Origin, stop: &CancellationToken) -> Seat {
-        let conn = ConnId(self.next_conn.fetch_add(1, Ordering::Relaxed));
-        let (sender, outbound) = mpsc::channel(MAX_QUEUED_MESSAGES);
-        let queued = Arc::new(AtomicUsize::new(0));
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fresh_conn(&self) -> ConnId {
+        ConnId(self.next_conn.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(crate) fn open(self: &Arc<Self>, origin: Origin, stop: &CancellationToken) -> Seat {
+        let conn = self.fresh_conn();
+        let (sender, outbound) = mpsc::unbounded_channel();
+        let pressure = Arc::new(Pressure::default());
         let stop = stop.child_token();
         let owner = origin.vm_worker.clone().map_or(Owner::Connection(conn), Owner::Vm);
         let opened = Opened {
@@ -75,38 +129,257 @@ impl Hub {
             vm_worker: origin.vm_worker,
             isolation: origin.isolation,
             address: origin.address,
+            session: origin.session,
         };
-        let queue = Queue { sender, bytes: Arc::clone(&queued), stop: stop.clone(), owner };
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.queues.insert(conn, queue);
-        self.advance(&mut state, Input::Opened(Box::new(opened)));
-        Seat { conn, outbound, queued, stop }
+        let queue =
+            Queue { sender, pressure: Arc::clone(&pressure), in_process: Arc::default(), stop: stop.clone(), owner };
+        self.lock().queues.insert(conn, queue);
+        self.process(Input::Opened(Box::new(opened)));
+        Seat { conn, outbound, pressure, stop }
     }
 
-    pub(crate) fn receive(&self, conn: ConnId, message: Message) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        self.advance(&mut state, Input::Received { conn, message });
+    /// A message of `conn`. Returned is what its reader has to wait for before it reads on.
+    pub(crate) fn receive(self: &Arc<Self>, conn: ConnId, message: Message) -> Option<Arc<Pressure>> {
+        self.process(Input::Received { conn, message })
     }
 
-    pub(crate) fn close(&self, conn: ConnId) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.queues.remove(&conn);
-        self.advance(&mut state, Input::Closed { conn });
+    pub(crate) fn close(self: &Arc<Self>, conn: ConnId) {
+        let queue = {
+            let mut state = self.lock();
+            state.requests.retain(|(of, _), _| *of != conn);
+            state.queues.remove(&conn)
+        };
+        if let Some(queue) = queue {
+            queue.pressure.end();
+        }
+        self.process(Input::Closed { conn });
     }
 
-    pub(crate) fn tick(&self) {
+    pub(crate) fn tick(self: &Arc<Self>) {
         self.channels.expire();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        self.advance(&mut state, Input::Tick);
+        self.process(Input::Tick);
     }
 
-    /// Carries out what the router decides; what that leads to, too. Never waits.
-    fn advance(&self, state: &mut State, input: Input) {
+    /// Puts a built-in worker where calls find it; bindings that wait for its trigger types are handed over.
+    pub(crate) fn install(self: &Arc<Self>, builtin: Arc<dyn Builtin>) -> ConnId {
+        let conn = self.fresh_conn();
+        let installed = Installed {
+            conn,
+            worker: Uuid::new_v4(),
+            name: builtin.name(),
+            functions: builtin.functions(),
+            trigger_types: builtin.trigger_types(),
+        };
+        self.lock().builtins.insert(conn, builtin);
+        self.process(Input::Installed(Box::new(installed)));
+        conn
+    }
+
+    /// Takes a built-in worker away. Its calls in flight are answered as those of any worker that leaves.
+    pub(crate) fn uninstall(self: &Arc<Self>, conn: ConnId) {
+        self.process(Input::Closed { conn });
+        self.lock().builtins.remove(&conn);
+    }
+
+    /// From now on, a connection's function is carried out by `request`; it is registered as any other besides.
+    pub(crate) fn set_request(&self, conn: ConnId, function_id: &str, request: Option<Request>) {
+        let mut state = self.lock();
+        let key = (conn, function_id.to_owned());
+        match request {
+            Some(request) => drop(state.requests.insert(key, request)),
+            None => drop(state.requests.remove(&key)),
+        }
+    }
+
+    /// Calls a function in the engine's own name. Dropping the future forgets the call.
+    pub(crate) async fn call(self: Arc<Self>, invocation: Invocation) -> Answer {
+        let answer = Uuid::new_v4();
+        let (tell, told) = oneshot::channel();
+        self.lock().waiting.insert(answer, tell);
+        let waiting = Waiting { hub: Arc::clone(&self), answer };
+        let call = InvokeFunction {
+            invocation_id: None,
+            function_id: invocation.function_id,
+            data: Some(invocation.data),
+            traceparent: invocation.trace.traceparent,
+            baggage: invocation.trace.baggage,
+            action: None,
+            metadata: None,
+        };
+        self.process(Input::Call { call, answer: Some(answer) });
+        let answered = told.await;
+        drop(waiting);
+        answered.unwrap_or_else(|_| Err(ErrorBody::new("invocation_error", "the call was lost")))
+    }
+
+    pub(crate) fn knows(&self, function_id: &str) -> bool {
+        self.lock().router.knows(function_id)
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let state = self.lock();
+        let counts = state.router.counts().clone();
+        let workers_now = state.router.workers() as u64;
+        drop(state);
+        let durations_us = counts.durations_us();
+        let mut by_function: Vec<(String, u64)> = counts.by_function.into_iter().collect();
+        by_function.sort_by(|one, other| other.1.cmp(&one.1).then_with(|| one.0.cmp(&other.0)));
+        Stats {
+            calls: counts.calls,
+            succeeded: counts.succeeded,
+            failed: counts.failed,
+            deferred: counts.deferred,
+            by_function,
+            durations_us,
+            workers_connected: counts.workers_connected,
+            workers_left: counts.workers_left,
+            workers_now,
+        }
+    }
+
+    /// Advances the router, then does outside of its lock what has to be done there, and what that leads to.
+    fn process(self: &Arc<Self>, input: Input) -> Option<Arc<Pressure>> {
+        let mut deliveries = VecDeque::new();
+        let mut pressure = self.advance(input, &mut deliveries);
+        while let Some(delivery) = deliveries.pop_front() {
+            match delivery {
+                Delivery::Call { builtin, conn, call, caller, from } => {
+                    let high = self.carry_out(&builtin, conn, call, caller, from, &mut deliveries);
+                    pressure = pressure.or(high);
+                }
+                Delivery::Request { request, conn, call } => {
+                    let id = call.invocation_id.unwrap_or_default();
+                    let answer = request(invocation(call));
+                    self.answer_later(conn, id, answer, None);
+                }
+            }
+        }
+        pressure.filter(|pressure| pressure.is_high())
+    }
+
+    /// Has a built-in worker answer a call, here or in a task of its own.
+    fn carry_out(
+        self: &Arc<Self>,
+        builtin: &Arc<dyn Builtin>,
+        conn: ConnId,
+        call: InvokeFunction,
+        caller: Option<Uuid>,
+        from: Option<Arc<Pressure>>,
+        deliveries: &mut VecDeque<Delivery>,
+    ) -> Option<Arc<Pressure>> {
+        let id = call.invocation_id.unwrap_or_default();
+        let bytes = call.data.as_ref().map_or(0, |data| data.get().len()) + OVERHEAD;
+        let call = Call {
+            function_id: call.function_id,
+            data: call.data,
+            trace: Trace { traceparent: call.traceparent, baggage: call.baggage },
+            caller,
+        };
+        match builtin.call(call) {
+            Reply::Now(answer) => {
+                self.advance(answered(conn, id, answer), deliveries);
+                None
+            }
+            Reply::Later(answer) => {
+                if let Some(from) = &from
+                    && from.add(bytes) > MAX_QUEUED_BYTES
+                {
+                    from.take(bytes);
+                    let message = "too many calls wait for built-in workers; let some be answered first";
+                    self.advance(answered(conn, id, Err(ErrorBody::new("limit_reached", message))), deliveries);
+                    return None;
+                }
+                self.answer_later(conn, id, answer, from.clone().map(|from| (from, bytes)));
+                from
+            }
+        }
+    }
+
+    fn answer_later(
+        self: &Arc<Self>,
+        conn: ConnId,
+        id: Uuid,
+        answer: BoxFuture<'static, Answer>,
+        pressure: Option<(Arc<Pressure>, usize)>,
+    ) {
+        let hub = Arc::clone(self);
+        tokio::spawn(async move {
+            let answer = std::panic::AssertUnwindSafe(answer).catch_unwind().await;
+            let answer = answer.unwrap_or_else(|_| {
+                error!("a built-in worker panicked");
+                Err(ErrorBody::new("internal_error", "the built-in worker failed; the engine's log says where"))
+            });
+            if let Some((pressure, bytes)) = pressure {
+                pressure.take(bytes);
+            }
+            hub.process(answered(conn, id, answer));
+        });
+    }
+
+    /// One step of the router, and what can be done under its lock. Never waits. Returned is the pressure on who is sent
+    /// a call.
+    fn advance(&self, input: Input, deliveries: &mut VecDeque<Delivery>) -> Option<Arc<Pressure>> {
+        let from = match &input {
+            Input::Received { conn, .. } => Some(*conn),
+            _ => None,
+        };
+        let mut pressure = None;
+        let mut state = self.lock();
         let mut inputs = vec![input];
         while let Some(input) = inputs.pop() {
-            for effect in state.router.step(unix_ms(), input) {
+            for effect in state.router.step(unix_us(), input) {
                 match effect {
-                    Effect::Send { conn, message } => state.send(conn, &message),
+                    Effect::Send { conn, message, caller } => {
+                        let is_call = matches!(message, Message::InvokeFunction(_));
+                        let on = state.send(conn, message, caller);
+                        pressure = pressure.or(on.filter(|_| is_call));
+                    }
+                    Effect::Call { conn, call, caller } => {
+                        let Some(builtin) = state.builtins.get(&conn).map(Arc::clone) else { continue };
+                        let from = from.and_then(|from| state.queues.get(&from));
+                        let from = from.map(|queue| Arc::clone(&queue.in_process));
+                        deliveries.push_back(Delivery::Call { builtin, conn, call, caller, from });
+                    }
+                    Effect::Request { conn, call } => {
+                        match state.requests.get(&(conn, call.function_id.clone())).map(Arc::clone) {
+                            Some(request) => deliveries.push_back(Delivery::Request { request, conn, call }),
+                            None => {
+                                let message = "functions with `invocation` need worker `iii-http-functions`";
+                                let error = Err(ErrorBody::new("function_not_invokable", message));
+                                inputs.push(answered(conn, call.invocation_id.unwrap_or_default(), error));
+                            }
+                        }
+                    }
+                    Effect::Bind { conn, trigger, owner } => {
+                        let Some(builtin) = state.builtins.get(&conn).map(Arc::clone) else { continue };
+                        let config = trigger.config.as_ref().and_then(|config| serde_json::from_str(config.get()).ok());
+                        let binding = Binding {
+                            id: trigger.id.clone(),
+                            trigger_type: trigger.trigger_type.clone(),
+                            function_id: trigger.function_id.clone(),
+                            config: config.unwrap_or(Value::Null),
+                            owner,
+                        };
+                        if let Err(error) = builtin.bind(binding) {
+                            let message = Message::TriggerRegistrationResult(TriggerRegistrationResult {
+                                id: trigger.id,
+                                trigger_type: Some(trigger.trigger_type),
+                                function_id: Some(trigger.function_id),
+                                error: Some(error),
+                            });
+                            inputs.push(Input::Received { conn, message });
+                        }
+                    }
+                    Effect::Unbind { conn, trigger_type, id } => {
+                        if let Some(builtin) = state.builtins.get(&conn) {
+                            builtin.unbind(&trigger_type, &id);
+                        }
+                    }
+                    Effect::Answered { answer, result } => {
+                        if let Some(waiting) = state.waiting.remove(&answer) {
+                            let _ = waiting.send(result);
+                        }
+                    }
                     Effect::Close { conn } => state.cut(conn),
                     Effect::CreateChannel { conn, invocation, buffer } => {
                         let Some(queue) = state.queues.get(&conn) else { continue };
@@ -121,18 +394,35 @@ impl Hub {
                 }
             }
         }
+        pressure
+    }
+}
+
+/// A call of ours that waits; dropped, it is forgotten.
+struct Waiting {
+    hub: Arc<Hub>,
+    answer: Uuid,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let was_waiting = self.hub.lock().waiting.remove(&self.answer).is_some();
+        if was_waiting {
+            self.hub.process(Input::Forget { answer: self.answer });
+        }
     }
 }
 
 impl State {
-    fn send(&self, conn: ConnId, message: &Message) {
-        let Some(queue) = self.queues.get(&conn) else { return };
-        let text = message.encode();
-        let queued = queue.bytes.fetch_add(text.len(), Ordering::Relaxed) + text.len();
-        if queued > MAX_QUEUED_BYTES + text.len() || queue.sender.try_send(text).is_err() {
+    fn send(&self, conn: ConnId, message: Message, caller: Option<Uuid>) -> Option<Arc<Pressure>> {
+        let queue = self.queues.get(&conn)?;
+        let bytes = payload_bytes(&message) + OVERHEAD;
+        let queued = queue.pressure.add(bytes);
+        if queued > MAX_QUEUED_BYTES + bytes || queue.sender.send(Outgoing { message, caller, bytes }).is_err() {
             warn!(conn = conn.0, queued, "worker does not read, connection closed");
             self.cut(conn);
         }
+        Some(Arc::clone(&queue.pressure))
     }
 
     fn cut(&self, conn: ConnId) {
@@ -143,7 +433,36 @@ impl State {
     }
 }
 
-fn unix_ms() -> u64 {
+fn answered(conn: ConnId, invocation_id: Uuid, answer: Answer) -> Input {
+    let (result, error) = match answer {
+        Ok(result) => (result, None),
+        Err(error) => (None, Some(error)),
+    };
+    let result =
+        InvocationResult { invocation_id, function_id: String::new(), result, error, traceparent: None, baggage: None };
+    Input::Received { conn, message: Message::InvocationResult(result) }
+}
+
+fn invocation(call: InvokeFunction) -> Invocation {
+    Invocation {
+        function_id: call.function_id,
+        data: call.data.unwrap_or_else(|| serde_json::value::RawValue::NULL.to_owned()),
+        trace: Trace { traceparent: call.traceparent, baggage: call.baggage },
+    }
+}
+
+/// Of what a message carries; the rest counts as its overhead.
+fn payload_bytes(message: &Message) -> usize {
+    let payload = match message {
+        Message::InvokeFunction(call) => call.data.as_ref(),
+        Message::InvocationResult(result) => result.result.as_ref(),
+        Message::RegisterTrigger(trigger) => trigger.config.as_ref(),
+        _ => None,
+    };
+    payload.map_or(0, |payload| payload.get().len())
+}
+
+fn unix_us() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

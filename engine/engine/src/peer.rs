@@ -1,17 +1,18 @@
 //! One worker's control connection: outside bytes stop being bytes here.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::extract::ws::{Message as Frame, WebSocket};
-use engine_protocol::decode;
+use engine_protocol::{Message, decode, with_caller};
 use futures_util::{Sink, SinkExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::hub::{Hub, Origin, Seat};
+use crate::access::Access;
+use crate::hub::{Hub, Origin, Outgoing, Seat};
+use crate::pressure::Pressure;
 use crate::progress::Progress;
 
 /// A peer that takes nothing for this long is gone, whatever its socket says.
@@ -24,6 +25,7 @@ pub(crate) async fn serve(
     socket: WebSocket,
     progress: Progress,
     hub: Arc<Hub>,
+    access: Arc<Access>,
     origin: Origin,
     stop: CancellationToken,
 ) {
@@ -31,13 +33,13 @@ pub(crate) async fn serve(
     let conn = seat.conn;
     debug!(conn = conn.0, worker = origin.vm_worker, "worker connected");
     let (sink, mut stream) = socket.split();
-    let Seat { outbound, queued, stop, .. } = seat;
-    let writing = write(sink, outbound, &queued, &progress, WRITE_PATIENCE);
+    let Seat { outbound, pressure, stop, .. } = seat;
+    let writing = write(sink, outbound, &pressure, &progress, WRITE_PATIENCE);
     let reading = async {
         while let Some(frame) = stream.next().await {
             match frame {
-                Ok(Frame::Text(text)) => receive(&hub, conn, &text),
-                Ok(Frame::Binary(bytes)) => binary(&hub, conn, &bytes),
+                Ok(Frame::Text(text)) => receive(&hub, &access, conn, &text).await,
+                Ok(Frame::Binary(bytes)) => binary(&hub, &access, conn, &bytes).await,
                 Ok(Frame::Ping(_) | Frame::Pong(_)) => {}
                 Ok(Frame::Close(_)) => break,
                 Err(error) => {
@@ -60,18 +62,21 @@ pub(crate) async fn serve(
 /// Sends what is queued, until the peer has gone or takes nothing for as long as `patience`.
 async fn write(
     mut sink: impl Sink<Frame> + Unpin,
-    mut outbound: mpsc::Receiver<String>,
-    queued: &AtomicUsize,
+    mut outbound: mpsc::UnboundedReceiver<Outgoing>,
+    pressure: &Pressure,
     progress: &Progress,
     patience: Duration,
 ) {
-    while let Some(text) = outbound.recv().await {
+    while let Some(first) = outbound.recv().await {
         // What is queued goes out in one flush. A full sink writes before it takes more, so feeding it can stall as well.
         let sending = async {
-            let mut next = Some(text);
-            while let Some(text) = next {
-                queued.fetch_sub(text.len(), Ordering::Relaxed);
-                sink.feed(Frame::Text(text.into())).await?;
+            let mut next = Some(first);
+            while let Some(outgoing) = next {
+                let bytes = outgoing.bytes;
+                if let Some(text) = text_of(outgoing) {
+                    sink.feed(Frame::Text(text.into())).await?;
+                }
+                pressure.take(bytes);
                 next = outbound.try_recv().ok();
             }
             sink.flush().await
@@ -82,34 +87,63 @@ async fn write(
     }
 }
 
-fn receive(hub: &Hub, conn: engine_router::ConnId, text: &str) {
+/// The frame of a message. A call tells its handler who calls.
+fn text_of(outgoing: Outgoing) -> Option<String> {
+    let Outgoing { mut message, caller, .. } = outgoing;
+    if let (Message::InvokeFunction(call), Some(caller)) = (&mut message, caller)
+        && let Some(data) = call.data.take()
+    {
+        match with_caller(data, &caller.to_string()) {
+            Ok(data) => call.data = Some(data),
+            Err(error) => {
+                warn!(%error, function = call.function_id, "call dropped");
+                return None;
+            }
+        }
+    }
+    Some(message.encode())
+}
+
+/// One frame's text. Waits while those the message goes to have no room: the peer's next frame is not read then.
+async fn receive(hub: &Arc<Hub>, access: &Access, conn: engine_router::ConnId, text: &str) {
     if text.trim().is_empty() {
         return;
     }
-    match decode(text) {
-        Ok(message) => hub.receive(conn, message),
+    let message = match decode(text) {
+        Ok(message) => message,
         Err(error) => {
             let source = std::error::Error::source(&error).map(ToString::to_string);
             warn!(conn = conn.0, %error, source, "message dropped");
+            return;
         }
+    };
+    let Some(message) = access.pass(hub, conn, message).await else { return };
+    if let Some(pressure) = hub.receive(conn, message) {
+        pressure.room().await;
     }
 }
 
-fn binary(hub: &Hub, conn: engine_router::ConnId, bytes: &[u8]) {
-    // Telemetry of older SDKs: accepted, not stored in this version.
-    if [&b"OTLP"[..], b"MTRC", b"LOGS"].iter().any(|prefix| bytes.starts_with(prefix)) {
-        return;
-    }
-    if let Ok(text) = std::str::from_utf8(bytes) {
-        receive(hub, conn, text);
+async fn binary(hub: &Arc<Hub>, access: &Access, conn: engine_router::ConnId, bytes: &[u8]) {
+    if is_telemetry(bytes) {
+        access.telemetry(bytes);
+    } else if let Ok(text) = std::str::from_utf8(bytes) {
+        receive(hub, access, conn, text).await;
     }
 }
 
-/// `/otel`: telemetry is accepted and not stored in this version.
-pub(crate) async fn telemetry(mut socket: WebSocket, stop: CancellationToken) {
+fn is_telemetry(bytes: &[u8]) -> bool {
+    [&b"OTLP"[..], b"MTRC", b"LOGS"].iter().any(|prefix| bytes.starts_with(prefix))
+}
+
+/// `/otel`: telemetry, and nothing else.
+pub(crate) async fn telemetry(mut socket: WebSocket, access: Arc<Access>, stop: CancellationToken) {
     loop {
         tokio::select! {
-            frame = socket.recv() => if !matches!(frame, Some(Ok(_))) { return },
+            frame = socket.recv() => match frame {
+                Some(Ok(Frame::Binary(bytes))) if is_telemetry(&bytes) => access.telemetry(&bytes),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return,
+            },
             () = stop.cancelled() => return,
         }
     }
@@ -119,6 +153,7 @@ pub(crate) async fn telemetry(mut socket: WebSocket, stop: CancellationToken) {
 mod tests {
     use std::pin::Pin;
 
+    use engine_protocol::{self as protocol, ErrorBody, ErrorMessage};
     use tokio::io::{AsyncReadExt, DuplexStream};
     use tokio::time::{Instant, sleep, timeout};
     use tokio_tungstenite::WebSocketStream;
@@ -141,13 +176,17 @@ mod tests {
             let Frame::Text(text) = frame else { panic!("the engine writes text") };
             Ok(Message::text(text.as_str()))
         }));
-        let (sender, outbound) = mpsc::channel(3);
+        let (sender, outbound) = mpsc::unbounded_channel();
+        let pressure = Pressure::default();
         for _ in 0..3 {
-            sender.try_send("x".repeat(MESSAGE_BYTES)).expect("room");
+            let error = ErrorBody::new("x".repeat(MESSAGE_BYTES), "");
+            let message = protocol::Message::Error(ErrorMessage { error });
+            pressure.add(MESSAGE_BYTES);
+            sender.send(Outgoing { message, caller: None, bytes: MESSAGE_BYTES }).ok().expect("a queue");
         }
-        let queued = AtomicUsize::new(3 * MESSAGE_BYTES);
+        drop(sender);
         let writing = async move {
-            write(sink, outbound, &queued, &progress, WRITE_PATIENCE).await;
+            write(sink, outbound, &pressure, &progress, WRITE_PATIENCE).await;
         };
         (writing, theirs)
     }

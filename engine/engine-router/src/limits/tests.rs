@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::router::{Input, Opened};
+use crate::session::Session;
 
 const HOSTS: ConnId = ConnId(1);
 const GUESTS: ConnId = ConnId(9);
@@ -18,6 +19,7 @@ fn open(router: &mut Router, conn: ConnId) {
         vm_worker: (conn == GUESTS).then(|| "mine".to_owned()),
         isolation: None,
         address: None,
+        session: Session::default(),
     };
     router.step(0, Input::Opened(Box::new(opened)));
 }
