@@ -22,4 +22,5 @@ mod schema;
 mod worker;
 
 pub use entry::{Entry, expand};
+pub use schema::check;
 pub use worker::{Configuration, NAME, create, schema};

@@ -7,9 +7,11 @@ use serde_json::Value;
 /// Violations that are told, at most.
 const MAX_TOLD: usize = 20;
 
+/// Checks a value, as it is used: with its variables expanded.
+///
 /// # Errors
 /// `SCHEMA_INVALID` with every violation, or with what is wrong with the schema itself.
-pub(crate) fn check(schema: &Value, value: &Value) -> Result<(), ErrorBody> {
+pub fn check(schema: &Value, value: &Value) -> Result<(), ErrorBody> {
     let invalid = |message: String| ErrorBody::new("SCHEMA_INVALID", message);
     // No schema asks for nothing.
     if schema.is_null() {

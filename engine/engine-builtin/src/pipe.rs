@@ -83,6 +83,12 @@ impl PipeReader {
         self.items.recv().await.map(|(item, _)| item)
     }
 
+    /// Items that lie in the channel.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.items.len()
+    }
+
     /// After the last item: whether the writer said that it was the last one.
     #[must_use]
     pub fn is_whole(&self) -> bool {

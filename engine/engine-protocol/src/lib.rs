@@ -17,7 +17,7 @@ mod caller;
 mod members;
 mod message;
 
-pub use builtin::{BuiltIn, builtin};
+pub use builtin::is_builtin;
 pub use caller::{BadPayload, with_caller};
 pub use members::without_member;
 pub use message::{

@@ -376,6 +376,8 @@ impl Router {
         let (conn, connection) = found.ok_or_else(|| not_found("worker", name))?;
         let mut worker = self.worker_summary(*conn, connection);
         worker["internal"] = connection.builtin.is_some().into();
+        let gauges = self.gauges.as_ref().and_then(|gauges| gauges(connection.worker));
+        set(&mut worker, "latest_metrics", gauges.as_ref());
         set(&mut worker, "pid", connection.metadata.as_ref().and_then(|metadata| metadata.pid).as_ref());
         let functions: Vec<Value> = self
             .functions

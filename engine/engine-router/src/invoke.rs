@@ -110,6 +110,7 @@ impl Router {
         self.pending.insert(id, Pending { executor, caller, function_id: known_as, since_us });
         let from = from.and_then(|conn| self.connections.get(&conn)).map(|connection| connection.worker);
         if is_request {
+            call.function_id = self.unprefixed(executor, &call.function_id);
             self.effects.push(Effect::Request { conn: executor, call });
         } else if self.is_builtin(executor) {
             self.effects.push(Effect::Call { conn: executor, call, caller: from });

@@ -31,5 +31,5 @@ mod session;
 mod triggers;
 
 pub use counts::Counts;
-pub use router::{ConnId, Effect, Input, Installed, Opened, Router};
+pub use router::{ConnId, Effect, Gauges, Input, Installed, Opened, Router};
 pub use session::{Expose, Pattern, Policy, Session, Wanted};

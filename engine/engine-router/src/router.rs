@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use engine_protocol::{
     ErrorBody, InvocationResult, InvokeFunction, Message, RegisterFunction, RegisterTrigger, RegisterTriggerType,
-    WorkerRegistered, builtin,
+    WorkerRegistered, is_builtin,
 };
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -177,6 +177,9 @@ pub(crate) enum Caller {
     Engine(Uuid),
 }
 
+/// What a worker, by its id, last told of its memory and processor time.
+pub type Gauges = Box<dyn Fn(Uuid) -> Option<serde_json::Value> + Send>;
+
 /// The routing table, without IO.
 pub struct Router {
     pub(crate) now_us: u64,
@@ -191,6 +194,7 @@ pub struct Router {
     pub(crate) triggers: BTreeMap<String, Trigger>,
     pub(crate) announced: HashSet<String>,
     pub(crate) counts: Counts,
+    pub(crate) gauges: Option<Gauges>,
     pub(crate) effects: Vec<Effect>,
 }
 
@@ -209,8 +213,14 @@ impl Router {
             triggers: BTreeMap::new(),
             announced: HashSet::new(),
             counts: Counts::default(),
+            gauges: None,
             effects: Vec::new(),
         }
+    }
+
+    /// Where `engine::workers::info` has its `latest_metrics` from. It is asked in the middle of a step.
+    pub fn set_gauges(&mut self, gauges: Option<Gauges>) {
+        self.gauges = gauges;
     }
 
     #[must_use]
@@ -323,7 +333,7 @@ impl Router {
         let Some(function) = self.under_policy(conn, function) else { return };
         // The engine's own functions are what RBAC, daemons and SDKs stand on: nobody takes them over.
         let namespace = function.id.split("::").next().unwrap_or_default();
-        let reserved = namespace.is_empty() || namespace == "engine" || builtin(namespace).is_some();
+        let reserved = namespace.is_empty() || namespace == "engine" || is_builtin(namespace);
         if reserved || self.refuse_registration(conn, &function.id) {
             return;
         }

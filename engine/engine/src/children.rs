@@ -12,12 +12,13 @@ use nix::unistd::Pid;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
-use crate::server::EngineError;
+use crate::live::EngineError;
 use crate::sys;
 
 /// How long a daemon may take to end its VMs.
@@ -31,13 +32,22 @@ pub(crate) struct Children {
     vm_socket: PathBuf,
     tasks: JoinSet<()>,
     stop: CancellationToken,
+    /// Of the sandbox daemon, and whether it is through.
+    sandboxes: Option<(CancellationToken, oneshot::Receiver<()>)>,
     /// Holds the sandbox daemon's configuration as long as it may be started again.
     sandbox_config: Option<NamedTempFile>,
 }
 
 impl Children {
     pub(crate) fn new(port: u16, vm_socket: PathBuf) -> Self {
-        Self { port, vm_socket, tasks: JoinSet::new(), stop: CancellationToken::new(), sandbox_config: None }
+        Self {
+            port,
+            vm_socket,
+            tasks: JoinSet::new(),
+            stop: CancellationToken::new(),
+            sandboxes: None,
+            sandbox_config: None,
+        }
     }
 
     pub(crate) async fn start(&mut self, config: &Config) -> Result<(), EngineError> {
@@ -54,17 +64,34 @@ impl Children {
             }
             self.spawn("workers", &arguments)?;
         }
+        self.start_sandboxes(config)
+    }
+
+    /// Ends the sandbox daemon, and its sandboxes, and starts it with another block, if there is one.
+    pub(crate) async fn restart_sandboxes(&mut self, config: &Config) -> Result<(), EngineError> {
+        if let Some((stop, ended)) = self.sandboxes.take() {
+            stop.cancel();
+            let _ = ended.await;
+        }
+        self.start_sandboxes(config)
+    }
+
+    fn start_sandboxes(&mut self, config: &Config) -> Result<(), EngineError> {
         if let Some(block) = &config.sandbox {
             let file = write_private(&block.to_string())
                 .map_err(|source| EngineError::Child { program: "iii-daemon sandboxes".into(), source })?;
             let path = file.path().display().to_string();
             self.sandbox_config = Some(file);
-            self.spawn("sandboxes", &["--config".into(), path])?;
+            self.sandboxes = Some(self.spawn("sandboxes", &["--config".into(), path])?);
         }
         Ok(())
     }
 
-    fn spawn(&mut self, mode: &'static str, arguments: &[String]) -> Result<(), EngineError> {
+    fn spawn(
+        &mut self,
+        mode: &'static str,
+        arguments: &[String],
+    ) -> Result<(CancellationToken, oneshot::Receiver<()>), EngineError> {
         let program = bin_dir().join("iii-daemon");
         let mut words = vec![
             mode.to_owned(),
@@ -76,8 +103,13 @@ impl Children {
         words.extend_from_slice(arguments);
         let failed = |source| EngineError::Child { program: program.display().to_string(), source };
         let first = launch(&program, &words).map_err(failed)?;
-        self.tasks.spawn(keep_alive(mode, program, words, first, self.stop.child_token()));
-        Ok(())
+        let (stop, (told, ended)) = (self.stop.child_token(), oneshot::channel());
+        let keeping = keep_alive(mode, program, words, first, stop.clone());
+        self.tasks.spawn(async move {
+            keeping.await;
+            let _ = told.send(());
+        });
+        Ok((stop, ended))
     }
 
     /// SIGTERM to each group, grace, SIGKILL.

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
-use engine_protocol::{BuiltIn, builtin};
+use engine_protocol::is_builtin;
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::listener::Listener;
 
 /// The engine's configuration.
 #[derive(Debug, Clone)]
@@ -15,6 +17,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// At least one; the first one's port is the engine's port.
     pub listeners: Vec<Listener>,
+    /// Workers in our own process, in the order they are started.
+    pub builtins: Vec<Entry>,
     /// The block of `iii-sandbox`, when it is listed.
     pub sandbox: Option<Value>,
     /// Whether the worker daemon is started.
@@ -25,12 +29,21 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-/// Where workers connect.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listener {
-    pub host: String,
-    pub port: u16,
+/// A built-in worker, and its block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    pub name: String,
+    pub config: Option<Value>,
 }
+
+/// Part of every engine, and started first: the others need their settings, and are to be seen from their start.
+const MANDATORY: [&str; 2] = ["configuration", "iii-observability"];
+
+/// Besides those, in the built-in configuration.
+const STANDARD: [&str; 6] = ["iii-state", "iii-stream", "iii-queue", "iii-pubsub", "iii-cron", "iii-http"];
+
+/// In our own process where they are listed.
+const OPTIONAL: [&str; 3] = ["iii-http-functions", "iii-bridge", "iii-exec"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -71,21 +84,6 @@ pub struct WorkerVms {
     pub accel: Option<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawListener {
-    host: String,
-    port: u16,
-    middleware_function_id: Option<String>,
-    rbac: Option<Value>,
-}
-
-impl Default for RawListener {
-    fn default() -> Self {
-        Self { host: "0.0.0.0".into(), port: 49134, middleware_function_id: None, rbac: None }
-    }
-}
-
 /// For an engine without a configuration file.
 fn default_sandbox() -> Value {
     serde_json::json!({
@@ -100,7 +98,12 @@ impl Config {
     pub fn standard() -> Self {
         Self {
             file: None,
-            listeners: vec![Listener { host: "0.0.0.0".into(), port: 49134 }],
+            listeners: vec![standard_listener()],
+            builtins: MANDATORY
+                .iter()
+                .chain(&STANDARD)
+                .map(|name| Entry { name: (*name).to_owned(), config: None })
+                .collect(),
             sandbox: Some(default_sandbox()),
             worker_daemon: worker_daemon_wanted(),
             worker_vms: WorkerVms::default(),
@@ -123,6 +126,7 @@ impl Config {
         let mut config = Self {
             file: Some(path.to_owned()),
             listeners: Vec::new(),
+            builtins: Vec::new(),
             sandbox: None,
             worker_daemon: worker_daemon_wanted(),
             worker_vms: WorkerVms::default(),
@@ -130,30 +134,33 @@ impl Config {
         };
         let mut seen = BTreeSet::new();
         for entry in raw.workers.into_iter().chain(raw.modules).flatten() {
-            let bad = |problem: String| ConfigError::Worker { worker: entry.name.clone(), problem };
-            let known = builtin(&entry.name);
-            if known.is_some() && entry.image.is_some() {
+            let worker = entry.name.clone();
+            let bad = |problem: String| ConfigError::Worker { worker: worker.clone(), problem };
+            let known = is_builtin(&entry.name);
+            if known && entry.image.is_some() {
                 return Err(bad("a built-in worker has no image".into()));
             }
             if entry.name != "iii-worker-manager" && !seen.insert(entry.name.clone()) {
                 return Err(bad("is listed twice".into()));
             }
             match entry.name.as_str() {
-                "iii-worker-manager" => config.listen(&entry).map_err(bad)?,
+                "iii-worker-manager" => {
+                    config.listeners.push(Listener::parse(entry.config.as_ref()).map_err(bad)?);
+                }
                 "iii-sandbox" => config.sandbox = Some(entry.config.unwrap_or_else(|| serde_json::json!({}))),
-                // Part of every configuration, and of the original under this name.
-                "configuration" if entry.image.is_none() && entry.worker_path.is_none() => {}
                 "iii-worker-ops" => {
                     let block = entry.config.unwrap_or_else(|| serde_json::json!({}));
                     let asked: WorkerVms = serde_json::from_value(block).map_err(|error| bad(error.to_string()))?;
                     config.worker_vms = asked;
                 }
-                _ if known == Some(BuiltIn::Present) => {}
-                name if known == Some(BuiltIn::Absent) => {
-                    config
-                        .warnings
-                        .push(format!("worker `{name}` is not part of this version: its entry has no effect"));
+                // Ours too, as long as it is not somebody's worker of that name.
+                "configuration" if entry.image.is_none() && entry.worker_path.is_none() => {
+                    config.builtins.push(Entry { name: entry.name, config: entry.config });
                 }
+                name if is_in_process(name) => {
+                    config.builtins.push(Entry { name: entry.name, config: entry.config });
+                }
+                _ if known => {}
                 // The worker daemon reads these itself.
                 _ if entry.worker_path.is_some() || entry.image.is_some() => {}
                 name => config
@@ -162,21 +169,25 @@ impl Config {
             }
         }
         if config.listeners.is_empty() {
-            config.listeners.push(Listener { host: "0.0.0.0".into(), port: 49134 });
+            config.listeners.push(standard_listener());
         }
+        for name in MANDATORY {
+            if !config.builtins.iter().any(|entry| entry.name == name) {
+                config.builtins.push(Entry { name: name.to_owned(), config: None });
+            }
+        }
+        let order = |entry: &Entry| MANDATORY.iter().position(|name| *name == entry.name).unwrap_or(MANDATORY.len());
+        config.builtins.sort_by_key(order);
         Ok(config)
     }
+}
 
-    fn listen(&mut self, entry: &RawEntry) -> Result<(), String> {
-        let block = entry.config.clone().unwrap_or_else(|| serde_json::json!({}));
-        let raw: RawListener = serde_json::from_value(block).map_err(|error| error.to_string())?;
-        if raw.rbac.is_some() || raw.middleware_function_id.is_some() {
-            // Without it, a listener that is meant to be guarded would stand open.
-            return Err("`rbac` and `middleware_function_id` are not part of this version".into());
-        }
-        self.listeners.push(Listener { host: raw.host, port: raw.port });
-        Ok(())
-    }
+fn standard_listener() -> Listener {
+    Listener { host: "0.0.0.0".into(), port: 49134, middleware: None, rbac: None }
+}
+
+fn is_in_process(name: &str) -> bool {
+    STANDARD.contains(&name) || OPTIONAL.contains(&name) || name == "iii-observability"
 }
 
 fn worker_daemon_wanted() -> bool {
@@ -226,7 +237,7 @@ mod tests {
     fn an_empty_file_is_a_configuration() {
         for text in ["", "workers:\n", "workers: []\n", "# nothing\n"] {
             let config = parse(text).unwrap_or_else(|error| panic!("{text:?}: {error:?}"));
-            assert_eq!(config.listeners, [Listener { host: "0.0.0.0".into(), port: 49134 }], "{text:?}");
+            assert_eq!(config.listeners, [standard_listener()], "{text:?}");
             assert!(config.sandbox.is_none());
         }
     }
@@ -238,9 +249,11 @@ mod tests {
              config: {image_allowlist: [python]}\n  - name: iii-state\n  - name: mine\n    worker_path: /x\n",
         )
         .expect("a configuration");
-        assert_eq!(config.listeners, [Listener { host: "127.0.0.1".into(), port: 1 }]);
+        assert_eq!(config.listeners, [Listener { host: "127.0.0.1".into(), port: 1, ..standard_listener() }]);
         assert_eq!(config.sandbox, Some(serde_json::json!({ "image_allowlist": ["python"] })));
-        assert_eq!(config.warnings.len(), 1);
+        assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+        let names: Vec<&str> = config.builtins.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(names, ["configuration", "iii-observability", "iii-state"]);
     }
 
     #[test]
@@ -271,7 +284,7 @@ mod tests {
             ("workers:\n  - name: a\n    image: x\n  - name: a\n    image: y\n", "twice"),
             ("workers:\n  - name: iii-http\n    image: x\n", "iii-http"),
             ("workers:\n  - name: iii-worker-manager\n    config: {prt: 1}\n", "prt"),
-            ("workers:\n  - name: iii-worker-manager\n    config: {rbac: {}}\n", "rbac"),
+            ("workers:\n  - name: iii-worker-manager\n    config: {rbac: {x: 1}}\n", "x"),
         ] {
             let error = parse(text).expect_err(text);
             let mut said = error.to_string();

@@ -25,6 +25,9 @@ const MAX_QUEUED_BYTES: usize = 256 * 1024 * 1024;
 /// Carries out a function that is an HTTP request.
 pub(crate) type Request = Arc<dyn Fn(Invocation) -> BoxFuture<'static, Answer> + Send + Sync>;
 
+/// What a worker last told of its memory and processor time.
+pub(crate) type Gauges = engine_router::Gauges;
+
 /// Everything the connections share.
 pub(crate) struct Hub {
     state: Mutex<State>,
@@ -210,6 +213,10 @@ impl Hub {
         let answered = told.await;
         drop(waiting);
         answered.unwrap_or_else(|_| Err(ErrorBody::new("invocation_error", "the call was lost")))
+    }
+
+    pub(crate) fn set_gauges(&self, gauges: Option<Gauges>) {
+        self.lock().router.set_gauges(gauges);
     }
 
     pub(crate) fn knows(&self, function_id: &str) -> bool {

@@ -12,18 +12,25 @@
 //! - A peer that does not read for long loses its connection, and nobody else notices.
 //! - Every child has a lifeline: it ends when the engine ends, however that comes about.
 
+mod access;
+mod builtins;
 mod channels;
 mod children;
 mod config;
+mod handle;
 mod hub;
+mod listener;
+mod live;
 mod peer;
+mod pressure;
 mod progress;
+mod reload;
 mod server;
 mod sys;
 mod vms;
 
 pub use config::{Config, ConfigError};
-pub use server::{EngineError, serve};
+pub use live::{EngineError, serve};
 
 /// What `--version` prints, and workers see.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -25,7 +25,7 @@ pub(crate) async fn serve(
     socket: WebSocket,
     progress: Progress,
     hub: Arc<Hub>,
-    access: Arc<Access>,
+    access: Access,
     origin: Origin,
     stop: CancellationToken,
 ) {
@@ -136,7 +136,7 @@ fn is_telemetry(bytes: &[u8]) -> bool {
 }
 
 /// `/otel`: telemetry, and nothing else.
-pub(crate) async fn telemetry(mut socket: WebSocket, access: Arc<Access>, stop: CancellationToken) {
+pub(crate) async fn telemetry(mut socket: WebSocket, access: Access, stop: CancellationToken) {
     loop {
         tokio::select! {
             frame = socket.recv() => match frame {

@@ -1,16 +1,17 @@
-//! Listeners, the three paths, and the engine's life.
+//! Connections that come in, and the three paths they ask for.
 
+use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use std::{env, io};
 
 use axum::Router as Routes;
-use axum::extract::{Path as UrlPath, Query, State, WebSocketUpgrade};
-use axum::http::StatusCode;
+use axum::extract::ws::{Message as Frame, WebSocket};
+use axum::extract::{Path as UrlPath, Query, RawQuery, State, WebSocketUpgrade};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use engine_protocol::{Direction, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES};
+use engine_protocol::{Direction, ErrorMessage, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Message};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
@@ -18,14 +19,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
-use crate::children::Children;
-use crate::config::{Config, Listener};
+use crate::access::{Access, Services};
 use crate::hub::{Hub, Origin};
+use crate::listener::Listener;
 use crate::progress::{Noting, Progress};
-use crate::vms::{Seat, VmSocket, accept_vms};
-use crate::{channels, peer, sys};
+use crate::vms::Seat;
+use crate::{channels, peer};
 
 /// How long an upgraded connection may take to say what it wants.
 pub(crate) const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
@@ -33,36 +34,13 @@ pub(crate) const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
 /// After a failed `accept`. Out of descriptors, most likely: they come back when somebody leaves.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    #[error("could not listen on {host}:{port}")]
-    Listen { host: String, port: u16, source: io::Error },
-    #[error("could not listen on socket {}", path.display())]
-    VmSocket { path: PathBuf, source: io::Error },
-    #[error("could not start {program}")]
-    Child { program: String, source: io::Error },
-    #[error("could not prepare the home {}", path.display())]
-    Home { path: PathBuf, source: io::Error },
-}
-
-impl EngineError {
-    /// The reader's next step, where we know one.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Listen { port, source, .. } if source.kind() == io::ErrorKind::AddrInUse => Some(format!(
-                "another engine may be running: stop it, or set another `port` than {port} under `iii-worker-manager`"
-            )),
-            Self::Child { .. } => Some("the programs of one build belong in one folder; see III_BIN_DIR".into()),
-            Self::Listen { .. } | Self::VmSocket { .. } | Self::Home { .. } => None,
-        }
-    }
-}
-
 /// What a connection is served with.
 #[derive(Clone)]
 pub(crate) struct Shared {
     hub: Arc<Hub>,
+    services: Arc<Services>,
+    /// Where it came in.
+    listener: Arc<Listener>,
     pub(crate) origin: Origin,
     /// Of this connection's socket.
     progress: Progress,
@@ -70,52 +48,29 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn of(hub: Arc<Hub>) -> Self {
-        Self { hub, origin: Origin::default(), progress: Progress::new(), stop: CancellationToken::new() }
+    pub(crate) fn new(hub: Arc<Hub>, services: Arc<Services>, listener: Listener, stop: CancellationToken) -> Self {
+        let (listener, origin) = (Arc::new(listener), Origin::default());
+        Self { hub, services, listener, origin, progress: Progress::new(), stop }
     }
-}
 
-/// Listens, starts the daemons, and serves until `stop` is cancelled; then takes everything down.
-///
-/// # Errors
-/// What could not be started; nothing is left running then.
-pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), EngineError> {
-    sys::raise_open_files();
-    let hub = Hub::new();
-    let mut tasks = JoinSet::new();
-    // Peers outlive `stop`: the daemons still have things to say while they end.
-    let shared = Shared::of(Arc::clone(&hub));
-    let peers_stop = shared.stop.clone();
-    let mut ports = Vec::new();
-    for Listener { host, port } in &config.listeners {
-        let listen = |source| EngineError::Listen { host: host.clone(), port: *port, source };
-        let listener = TcpListener::bind((host.as_str(), *port)).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
-        ports.push(address.port());
-        info!(%address, "listening");
-        tasks.spawn(accept_tcp(listener, shared.clone()));
-    }
-    let port = ports.first().copied().unwrap_or_default();
-    let socket = VmSocket::bind(port)?;
-    let listener = socket.listen()?;
-    tasks.spawn(accept_vms(listener, shared.clone()));
-    tasks.spawn(tick(Arc::clone(&hub), peers_stop.clone()));
-    let mut children = Children::new(port, socket.path.clone());
-    let started = children.start(&config).await;
-    if started.is_ok() {
-        stop.cancelled().await;
-        info!("stopping");
-    }
-    children.stop().await;
-    peers_stop.cancel();
-    tasks.shutdown().await;
-    started
-}
-
-async fn tick(hub: Arc<Hub>, stop: CancellationToken) {
-    let mut interval = tokio::time::interval(Duration::from_millis(500));
-    while stop.run_until_cancelled(interval.tick()).await.is_some() {
-        hub.tick();
+    /// Decides on a new connection; one that is refused is told why.
+    async fn admit(&mut self, socket: &mut WebSocket, headers: &HeaderMap, query: &str) -> Option<Access> {
+        let address = self.origin.address.as_deref();
+        let admitted =
+            Access::admit(&self.hub, &self.listener, Arc::clone(&self.services), headers, query, address).await;
+        match admitted {
+            Ok((access, session)) => {
+                self.origin.session = session;
+                Some(access)
+            }
+            Err(error) => {
+                debug!(code = error.code, reason = error.message, "connection refused");
+                let text = Message::Error(ErrorMessage { error }).encode();
+                let _ = socket.send(Frame::Text(text.into())).await;
+                let _ = socket.send(Frame::Close(None)).await;
+                None
+            }
+        }
     }
 }
 
@@ -167,18 +122,34 @@ pub(crate) async fn http(
     let _ = stop.run_until_cancelled(connection).await;
 }
 
-async fn control(upgrade: WebSocketUpgrade, State(shared): State<Shared>) -> Response {
-    upgrade
-        .max_message_size(MAX_MESSAGE_BYTES)
-        .max_frame_size(MAX_FRAME_BYTES)
-        .on_upgrade(move |socket| peer::serve(socket, shared.progress, shared.hub, shared.origin, shared.stop))
+async fn control(
+    upgrade: WebSocketUpgrade,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+    State(mut shared): State<Shared>,
+) -> Response {
+    upgrade.max_message_size(MAX_MESSAGE_BYTES).max_frame_size(MAX_FRAME_BYTES).on_upgrade(
+        move |mut socket| async move {
+            if let Some(access) = shared.admit(&mut socket, &headers, query.as_deref().unwrap_or_default()).await {
+                peer::serve(socket, shared.progress, shared.hub, access, shared.origin, shared.stop).await;
+            }
+        },
+    )
 }
 
-async fn telemetry(upgrade: WebSocketUpgrade, State(shared): State<Shared>) -> Response {
-    upgrade
-        .max_message_size(MAX_MESSAGE_BYTES)
-        .max_frame_size(MAX_FRAME_BYTES)
-        .on_upgrade(move |socket| peer::telemetry(socket, shared.stop))
+async fn telemetry(
+    upgrade: WebSocketUpgrade,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+    State(mut shared): State<Shared>,
+) -> Response {
+    upgrade.max_message_size(MAX_MESSAGE_BYTES).max_frame_size(MAX_FRAME_BYTES).on_upgrade(
+        move |mut socket| async move {
+            if let Some(access) = shared.admit(&mut socket, &headers, query.as_deref().unwrap_or_default()).await {
+                peer::telemetry(socket, access, shared.stop).await;
+            }
+        },
+    )
 }
 
 #[derive(Deserialize)]

@@ -19,7 +19,8 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::hub::Origin;
-use crate::server::{ACCEPT_PAUSE, EngineError, REQUEST_PATIENCE, Shared, home, http};
+use crate::live::EngineError;
+use crate::server::{ACCEPT_PAUSE, REQUEST_PATIENCE, Shared, home, http};
 
 /// Connections of one VM's worker at a time: for control, telemetry, and each end of a channel.
 const MAX_CONNECTIONS: usize = 32;
@@ -62,7 +63,7 @@ async fn vm(mut socket: UnixStream, seats: Seats, mut shared: Shared) {
     match serde_json::from_slice::<Preface>(&line) {
         Ok(preface) => {
             let Some(seat) = seats.take(&preface.worker) else { return };
-            let origin = Origin { vm_worker: Some(preface.worker), isolation: preface.isolation, address: None };
+            let origin = Origin { vm_worker: Some(preface.worker), isolation: preface.isolation, ..Origin::default() };
             shared.origin = origin;
             http(socket, Some(seat), shared).await;
         }
@@ -172,6 +173,8 @@ mod tests {
 
     use super::*;
     use crate::hub::Hub;
+    use crate::listener::Listener;
+    use tokio_util::sync::CancellationToken;
 
     /// A control connection of a VM's worker, unless it is refused.
     async fn connect(listening: &std::path::Path, worker: &str) -> Option<WebSocketStream<UnixStream>> {
@@ -187,7 +190,15 @@ mod tests {
         let path = folder.path().join("engine.sock");
         let listener = UnixListener::bind(&path).expect("a socket");
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept_vms(listener, Shared::of(Hub::new())));
+        tasks.spawn(accept_vms(
+            listener,
+            Shared::new(
+                Hub::new(),
+                Arc::default(),
+                Listener::parse(None).expect("a listener"),
+                CancellationToken::new(),
+            ),
+        ));
         let mut open = Vec::new();
         for _ in 0..MAX_CONNECTIONS {
             open.push(connect(&path, "mine").await.expect("a connection"));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use daemon_api::WorkerError;
 use daemon_api::worker::{List, Phase, Row};
-use engine_protocol::{BuiltIn, builtin};
+use engine_protocol::is_builtin;
 use serde_json::{Value, json};
 
 use crate::worker::Workers;
@@ -12,7 +12,7 @@ use crate::worker::Workers;
 pub(crate) async fn call(workers: Arc<Workers>, request: List) -> Result<Value, WorkerError> {
     let rows = workers.entries()?.into_iter().map(|entry| {
         let report = workers.handle(&entry.name).map(|handle| handle.report.borrow().clone());
-        let builtin = entry.kind() == "builtin" && builtin(&entry.name) == Some(BuiltIn::Present);
+        let builtin = entry.kind() == "builtin" && is_builtin(&entry.name);
         Row {
             worker_type: entry.kind().to_owned(),
             version: None,

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use daemon_api::WorkerError;
 use daemon_api::worker::{Phase, Status, StatusOf};
-use engine_protocol::{BuiltIn, builtin};
 use serde_json::Value;
 
 use crate::worker::{Output, Workers, tail, valid};
@@ -24,8 +23,7 @@ pub(crate) async fn call(workers: Arc<Workers>, request: StatusOf) -> Result<Val
     let lines = |output| tail(&logs, output, TAIL, None, false).lines;
     let (stdout_tail, stderr_tail) = (lines(Output::Stdout), lines(Output::Stderr));
     let worker_type = entry.as_ref().map_or("not-installed", |entry| entry.kind());
-    let absent = builtin(&request.name) == Some(BuiltIn::Absent);
-    let builtin = worker_type == "builtin" && !absent;
+    let builtin = worker_type == "builtin";
     let phase = match &report {
         Some(report) => report.phase,
         None if builtin => Phase::Ready,
@@ -34,7 +32,6 @@ pub(crate) async fn call(workers: Arc<Workers>, request: StatusOf) -> Result<Val
     let detail = match &report {
         Some(report) => report.detail.clone(),
         None if builtin => "part of the engine".into(),
-        None if absent && entry.is_some() => "not part of this version: its entry has no effect".into(),
         None if entry.is_some() => "stopped".into(),
         None => "not in config.yaml".into(),
     };

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use daemon_api::WorkerError;
 use daemon_api::worker::Source;
-use engine_protocol::{BuiltIn, builtin};
+use engine_protocol::is_builtin;
 use serde_json::{Value, json};
 
 use crate::worker::manifest::check_name;
@@ -38,9 +38,8 @@ impl Wanted {
                     config: Value::Null,
                 })
             }
-            Source::Registry { name, .. } if builtin(name) == Some(BuiltIn::Present) => {
-                let warnings =
-                    vec![format!("`{name}` is part of the engine: restart the engine for it to take effect")];
+            Source::Registry { name, .. } if is_builtin(name) => {
+                let warnings = vec![format!("`{name}` is part of the engine, which starts it now")];
                 // Without a list of images there are no sandboxes.
                 let config = match name.as_str() {
                     "iii-sandbox" => json!({ "image_allowlist": ["python", "node"] }),
@@ -48,10 +47,6 @@ impl Wanted {
                 };
                 Ok(Wanted { name: name.clone(), source: EntrySource::Builtin, image: None, warnings, config })
             }
-            Source::Registry { name, .. } if builtin(name) == Some(BuiltIn::Absent) => Err(WorkerError::BadRequest {
-                function_id: "worker::add".into(),
-                reason: format!("built-in worker `{name}` is not part of this version"),
-            }),
             Source::Registry { name, .. } => {
                 valid(name)?;
                 let message = format!(
@@ -83,13 +78,11 @@ impl Wanted {
 }
 
 fn not_builtin(name: &str) -> Result<(), WorkerError> {
-    match builtin(name) {
-        None => Ok(()),
-        Some(_) => Err(WorkerError::InvalidName {
-            name: name.to_owned(),
-            reason: "it is the name of a built-in worker".into(),
-        }),
+    if is_builtin(name) {
+        let reason = "it is the name of a built-in worker".into();
+        return Err(WorkerError::InvalidName { name: name.to_owned(), reason });
     }
+    Ok(())
 }
 
 /// # Errors

@@ -10,8 +10,11 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
+use tokio_util::sync::CancellationToken;
+
 use super::*;
 use crate::hub::Hub;
+use crate::listener::Listener;
 use crate::server;
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
@@ -37,7 +40,15 @@ impl Engine {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = format!("ws://{}", listener.local_addr().expect("an address"));
         let hub = Hub::new();
-        let serving = tokio::spawn(server::accept_tcp(listener, server::Shared::of(Arc::clone(&hub))));
+        let serving = tokio::spawn(server::accept_tcp(
+            listener,
+            server::Shared::new(
+                Arc::clone(&hub),
+                Arc::default(),
+                Listener::parse(None).expect("a listener"),
+                CancellationToken::new(),
+            ),
+        ));
         Self { hub, address, serving }
     }
 
@@ -127,9 +138,10 @@ async fn a_channel_holds_four_mebibytes_and_loses_nothing() {
     });
     let mut sizes = Vec::new();
     let receiving = async {
-        while let Some(item) = reader.items.recv().await {
-            assert!(reader.items.len() < 64, "{} items ahead of the reader", reader.items.len() + 1);
-            sizes.push(item.message.into_data().len());
+        while let Some(item) = reader.pipe.next().await {
+            assert!(reader.pipe.waiting() < 64, "{} items ahead of the reader", reader.pipe.waiting() + 1);
+            let Item::Binary(bytes) = item else { panic!("another kind of item") };
+            sizes.push(bytes.len());
             // Lets the writer run as far ahead as it may.
             for _ in 0..100 {
                 tokio::task::yield_now().await;
@@ -140,7 +152,7 @@ async fn a_channel_holds_four_mebibytes_and_loses_nothing() {
     sending.await.expect("the writer");
     assert_eq!((sizes.len(), sizes.pop()), (PIECES + 1, Some(6 * 1024 * 1024)));
     assert!(sizes.iter().all(|size| *size == PIECE_BYTES));
-    assert!(reader.finished.load(Ordering::Acquire));
+    assert!(reader.pipe.is_whole());
 }
 
 #[test]

@@ -1,0 +1,296 @@
+//! Who may come in through a listener, and what is asked before their registrations take effect.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use engine_builtin::{Answer, BoxFuture, Invocation, Raw, Trace};
+use engine_protocol::{ErrorBody, Message, RegisterFunction, RegisterTrigger, RegisterTriggerType, raw};
+use engine_router::{ConnId, Policy, Session};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tracing::warn;
+
+use crate::hub::{Hub, Request};
+use crate::listener::{Listener, Rbac};
+
+/// How long an authentication function or a hook may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Checks the `invocation` of a function that is an HTTP request.
+pub(crate) type CheckRequest = Arc<dyn Fn(Raw) -> BoxFuture<'static, Result<Request, ErrorBody>> + Send + Sync>;
+
+/// Takes a telemetry frame.
+pub(crate) type TakeTelemetry = Arc<dyn Fn(&[u8]) + Send + Sync>;
+
+/// What built-in workers do for connections; replaced as they come and go.
+#[derive(Default)]
+pub(crate) struct Services {
+    telemetry: RwLock<Option<TakeTelemetry>>,
+    requests: RwLock<Option<CheckRequest>>,
+}
+
+impl Services {
+    pub(crate) fn set_telemetry(&self, take: Option<TakeTelemetry>) {
+        *self.telemetry.write().unwrap_or_else(PoisonError::into_inner) = take;
+    }
+
+    pub(crate) fn set_requests(&self, check: Option<CheckRequest>) {
+        *self.requests.write().unwrap_or_else(PoisonError::into_inner) = check;
+    }
+
+    pub(crate) fn telemetry(&self, frame: &[u8]) {
+        let take = self.telemetry.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(take) = take {
+            take(frame);
+        }
+    }
+
+    fn requests(&self) -> Option<CheckRequest> {
+        self.requests.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What a connection passes its messages through.
+pub(crate) struct Access {
+    services: Arc<Services>,
+    rbac: Option<Arc<Rbac>>,
+    context: Value,
+}
+
+/// What an authentication function answers.
+#[derive(Deserialize)]
+#[serde(default)]
+struct Granted {
+    allowed_functions: HashSet<String>,
+    forbidden_functions: HashSet<String>,
+    allowed_trigger_types: Option<HashSet<String>>,
+    allow_trigger_type_registration: bool,
+    allow_function_registration: bool,
+    function_registration_prefix: Option<String>,
+    context: Value,
+}
+
+impl Default for Granted {
+    fn default() -> Self {
+        Self {
+            allowed_functions: HashSet::new(),
+            forbidden_functions: HashSet::new(),
+            allowed_trigger_types: None,
+            allow_trigger_type_registration: false,
+            allow_function_registration: true,
+            function_registration_prefix: None,
+            context: json!({}),
+        }
+    }
+}
+
+impl Access {
+    /// For listeners without rules.
+    pub(crate) fn open(services: Arc<Services>) -> Self {
+        Self { services, rbac: None, context: json!({}) }
+    }
+
+    /// Decides on a new connection.
+    ///
+    /// # Errors
+    /// `AUTH_ERROR`: it is refused.
+    pub(crate) async fn admit(
+        hub: &Arc<Hub>,
+        listener: &Listener,
+        services: Arc<Services>,
+        headers: &HeaderMap,
+        query: &str,
+        address: Option<&str>,
+    ) -> Result<(Self, Session), ErrorBody> {
+        let middleware = listener.middleware.clone();
+        let Some(rbac) = &listener.rbac else {
+            return Ok((Self::open(services), Session { policy: None, middleware }));
+        };
+        let granted = match &rbac.auth_function_id {
+            Some(function_id) => {
+                let request = json!({
+                    "headers": header_map(headers), "query_params": query_map(query), "ip_address": address,
+                });
+                authenticate(hub, function_id, &request).await?
+            }
+            None => Granted { allow_trigger_type_registration: true, ..Granted::default() },
+        };
+        let policy = Policy {
+            allowed_functions: granted.allowed_functions,
+            forbidden_functions: granted.forbidden_functions,
+            expose: rbac.expose.clone(),
+            allowed_trigger_types: granted.allowed_trigger_types,
+            may_register_functions: granted.allow_function_registration,
+            may_register_trigger_types: granted.allow_trigger_type_registration,
+            prefix: granted.function_registration_prefix.filter(|prefix| !prefix.is_empty()),
+            context: granted.context.clone(),
+        };
+        let access = Self { services, rbac: Some(Arc::clone(rbac)), context: granted.context };
+        Ok((access, Session { policy: Some(Arc::new(policy)), middleware }))
+    }
+
+    pub(crate) fn telemetry(&self, frame: &[u8]) {
+        self.services.telemetry(frame);
+    }
+
+    /// A message as the router is to see it; `None` when it is refused without a word, as the protocol has it.
+    pub(crate) async fn pass(&self, hub: &Arc<Hub>, conn: ConnId, message: Message) -> Option<Message> {
+        match message {
+            Message::RegisterFunction(function) => self.function(hub, conn, function).await,
+            Message::RegisterTrigger(trigger) => self.trigger(hub, trigger).await,
+            Message::RegisterTriggerType(kind) => self.trigger_type(hub, kind).await,
+            Message::UnregisterFunction(function) => {
+                hub.set_request(conn, &function.id, None);
+                Some(Message::UnregisterFunction(function))
+            }
+            other => Some(other),
+        }
+    }
+
+    async fn function(&self, hub: &Arc<Hub>, conn: ConnId, mut function: RegisterFunction) -> Option<Message> {
+        #[derive(Deserialize)]
+        struct Hooked {
+            function_id: Option<String>,
+            description: Option<String>,
+            metadata: Option<Raw>,
+        }
+        if let Some(hook) = self.rbac.as_ref().and_then(|rbac| rbac.on_function.as_ref()) {
+            let asked = json!({
+                "function_id": function.id, "description": function.description, "metadata": function.metadata,
+                "context": self.context,
+            });
+            let said: Hooked = ask(hub, hook, &asked).await?;
+            function.id = said.function_id.unwrap_or(function.id);
+            function.description = said.description.or(function.description);
+            function.metadata = said.metadata.or(function.metadata);
+        }
+        match &function.invocation {
+            None => hub.set_request(conn, &function.id, None),
+            Some(invocation) => {
+                let Some(check) = self.services.requests() else {
+                    let missing = "worker `iii-http-functions` is not in config.yaml";
+                    warn!(function = function.id, "{missing}: the function is not registered");
+                    return None;
+                };
+                match check(invocation.clone()).await {
+                    Ok(request) => hub.set_request(conn, &function.id, Some(request)),
+                    Err(error) => {
+                        warn!(function = function.id, code = error.code, reason = error.message, "not registered");
+                        return None;
+                    }
+                }
+            }
+        }
+        Some(Message::RegisterFunction(function))
+    }
+
+    async fn trigger(&self, hub: &Arc<Hub>, mut trigger: RegisterTrigger) -> Option<Message> {
+        #[derive(Deserialize)]
+        struct Hooked {
+            trigger_id: Option<String>,
+            trigger_type: Option<String>,
+            function_id: Option<String>,
+            config: Option<Raw>,
+        }
+        if let Some(hook) = self.rbac.as_ref().and_then(|rbac| rbac.on_trigger.as_ref()) {
+            let asked = json!({
+                "trigger_id": trigger.id, "trigger_type": trigger.trigger_type, "function_id": trigger.function_id,
+                "config": trigger.config, "metadata": trigger.metadata, "context": self.context,
+            });
+            let said: Hooked = ask(hub, hook, &asked).await?;
+            trigger.id = said.trigger_id.unwrap_or(trigger.id);
+            trigger.trigger_type = said.trigger_type.unwrap_or(trigger.trigger_type);
+            trigger.function_id = said.function_id.unwrap_or(trigger.function_id);
+            trigger.config = said.config.or(trigger.config);
+        }
+        Some(Message::RegisterTrigger(trigger))
+    }
+
+    async fn trigger_type(&self, hub: &Arc<Hub>, mut kind: RegisterTriggerType) -> Option<Message> {
+        #[derive(Deserialize)]
+        struct Hooked {
+            trigger_type_id: Option<String>,
+            description: Option<String>,
+        }
+        if let Some(hook) = self.rbac.as_ref().and_then(|rbac| rbac.on_trigger_type.as_ref()) {
+            let asked = json!({
+                "trigger_type_id": kind.id, "description": kind.description, "context": self.context,
+            });
+            let said: Hooked = ask(hub, hook, &asked).await?;
+            kind.id = said.trigger_type_id.unwrap_or(kind.id);
+            kind.description = said.description.or(kind.description);
+        }
+        Some(Message::RegisterTriggerType(kind))
+    }
+}
+
+async fn authenticate(hub: &Arc<Hub>, function_id: &str, request: &Value) -> Result<Granted, ErrorBody> {
+    let refused = |message: String| ErrorBody::new("AUTH_ERROR", message);
+    let answer = call(hub, function_id, request).await.map_err(|error| refused(error.message))?;
+    let answer = answer.filter(|answer| answer.get().starts_with('{'));
+    let answer = answer.ok_or_else(|| refused("the authentication function returned no object".to_owned()))?;
+    serde_json::from_str(answer.get())
+        .map_err(|error| refused(format!("the authentication function's answer is not understood: {error}")))
+}
+
+/// Asks a hook. Anything but an object refuses.
+async fn ask<T: for<'a> Deserialize<'a>>(hub: &Arc<Hub>, hook: &str, asked: &Value) -> Option<T> {
+    let reason = match call(hub, hook, asked).await {
+        Ok(Some(answer)) if answer.get().starts_with('{') => match serde_json::from_str(answer.get()) {
+            Ok(said) => return Some(said),
+            Err(error) => error.to_string(),
+        },
+        Ok(_) => "it returned no object".to_owned(),
+        Err(error) => error.message,
+    };
+    warn!(hook, reason, "registration refused by its hook");
+    None
+}
+
+async fn call(hub: &Arc<Hub>, function_id: &str, payload: &Value) -> Answer {
+    let data = raw(payload).map_err(|error| ErrorBody::new("serialization_error", error.to_string()))?;
+    let invocation = Invocation { function_id: function_id.to_owned(), data, trace: Trace::default() };
+    let slow =
+        |_| Err(ErrorBody::new("TIMEOUT", format!("`{function_id}` did not answer within {} s", PATIENCE.as_secs())));
+    tokio::time::timeout(PATIENCE, Arc::clone(hub).call(invocation)).await.unwrap_or_else(slow)
+}
+
+/// Names are in lower case already; values that are no text are left out.
+fn header_map(headers: &HeaderMap) -> HashMap<&str, &str> {
+    headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?))).collect()
+}
+
+/// Each key with all its values, as they are written.
+fn query_map(query: &str) -> HashMap<&str, Vec<&str>> {
+    let mut map: HashMap<&str, Vec<&str>> = HashMap::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        map.entry(key).or_default().push(value);
+    }
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_maps_each_key_to_its_values() {
+        let map = query_map("tenant=blue&tag=a&tag=b%20c&flag&=x&&");
+        assert_eq!(map["tenant"], ["blue"]);
+        assert_eq!(map["tag"], ["a", "b%20c"]);
+        assert_eq!(map["flag"], [""]);
+        assert_eq!(map[""], ["x"]);
+    }
+
+    #[test]
+    fn what_an_authentication_leaves_out_has_its_default() {
+        let granted: Granted = serde_json::from_str("{}").expect("an object");
+        assert!(granted.allow_function_registration && !granted.allow_trigger_type_registration);
+        assert!(granted.allowed_trigger_types.is_none());
+        assert_eq!(granted.context, json!({}));
+        assert!(serde_json::from_str::<Granted>(r#"{"allowed_functions":"x"}"#).is_err());
+    }
+}
