@@ -15,7 +15,7 @@ pub const MAX_MERGE_DEPTH: usize = 16;
 const POLLUTING: [&str; 3] = ["__proto__", "constructor", "prototype"];
 
 /// One change of a value.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Op {
     Set {
@@ -47,7 +47,7 @@ pub enum Op {
 }
 
 /// Where in a value: one literal key, or one on each level.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Path {
     Key(String),
