@@ -16,6 +16,24 @@ pub fn key(parts: &[&[u8]]) -> Vec<u8> {
     key
 }
 
+/// The first part of a key that [`key`] has made.
+#[must_use]
+pub fn first_part(key: &[u8]) -> Option<Vec<u8>> {
+    let mut part = Vec::new();
+    let mut bytes = key.iter();
+    loop {
+        match (*bytes.next()?, bytes.as_slice().first()) {
+            (0, Some(0xff)) => {
+                part.push(0);
+                bytes.next();
+            }
+            (0, Some(0)) => return Some(part),
+            (0, _) => return None,
+            (byte, _) => part.push(byte),
+        }
+    }
+}
+
 /// The first key behind all that begin with `prefix`; `None` when there is none.
 #[must_use]
 pub fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
@@ -42,6 +60,12 @@ mod tests {
         ) {
             let joined = |parts: &[Vec<u8>]| key(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>());
             prop_assert_eq!(joined(&one).cmp(&joined(&other)), one.cmp(&other));
+        }
+
+        #[test]
+        fn the_first_part_is_found_again(parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..4), 1..4)) {
+            let joined = key(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            prop_assert_eq!(first_part(&joined).as_ref(), parts.first());
         }
 
         #[test]

@@ -16,6 +16,6 @@ mod key;
 mod store;
 mod transaction;
 
-pub use key::{key, prefix_end};
+pub use key::{first_part, key, prefix_end};
 pub use store::{Store, StoreError};
 pub use transaction::{Reading, Table, Writing};
