@@ -16,12 +16,14 @@
 mod builtin;
 mod call;
 mod condition;
+mod deliveries;
 mod engine;
 mod pipe;
 
 pub use builtin::{Binding, Builtin, BuiltinError, Settings};
 pub use call::{Answer, Call, Reply, Trace, decode, encode};
 pub use condition::is_met;
+pub use deliveries::{Deliveries, MAX_BYTES, MAX_IN_FLIGHT, MAX_WAITING, Overloaded, Room};
 pub use engine::{Engine, EngineApi, Invocation, Stats};
 pub use pipe::{Item, PipeReader, PipeWriter, pipe};
 
