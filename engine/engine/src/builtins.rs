@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use engine_builtin::{BoxFuture, Builtin, BuiltinError, Engine, Settings};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, TryFutureExt};
 use serde_json::Value;
 
 use crate::access::{CheckRequest, TakeTelemetry};
@@ -33,8 +33,20 @@ pub(crate) struct Kind {
     pub(crate) make: fn(Engine, Settings) -> BoxFuture<'static, Result<Made, BuiltinError>>,
 }
 
+/// A kind that does nothing for connections besides answering calls.
+macro_rules! plain {
+    ($worker:ident) => {
+        Kind {
+            name: $worker::NAME,
+            schema: $worker::schema,
+            is_configurable: true,
+            make: |engine, settings| $worker::create(engine, settings).map_ok(Made::plain).boxed(),
+        }
+    };
+}
+
 /// All but `configuration`, which the others are made with.
-const KINDS: &[Kind] = &[];
+const KINDS: &[Kind] = &[plain!(builtin_state), plain!(builtin_pubsub)];
 
 pub(crate) fn kind(name: &str) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| kind.name == name)
