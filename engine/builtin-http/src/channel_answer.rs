@@ -1,7 +1,9 @@
 //! An answer that a worker writes into the `response` channel: commands as text, then the body as binary items.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
-use engine_builtin::{Answer, BoxFuture, Item, PipeReader, Raw};
+use engine_builtin::{Answer, BoxFuture, Item, PipeReader};
 use futures_util::stream;
 use hyper::{HeaderMap, Response, StatusCode};
 use serde::Deserialize;
@@ -20,23 +22,27 @@ pub(crate) struct Head {
     pub(crate) begun: bool,
 }
 
+/// One struct for all: a tagged enum cannot hold raw JSON.
 #[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Command {
-    SetStatus { status_code: Raw },
-    SetHeaders { headers: Raw },
+struct Command<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    status_code: Option<&'a RawValue>,
+    #[serde(borrow)]
+    headers: Option<&'a RawValue>,
 }
 
 impl Head {
     /// Follows a command; what is none is passed over.
     pub(crate) fn follow(&mut self, text: &str) {
         match serde_json::from_str(text) {
-            Ok(Command::SetStatus { status_code }) => self.set_status(&status_code),
-            Ok(Command::SetHeaders { headers }) => {
-                headers::set(&mut self.headers, &headers);
+            Ok(Command { kind, status_code: Some(code), .. }) if kind == "set_status" => self.set_status(code),
+            Ok(Command { kind, headers: Some(headers), .. }) if kind == "set_headers" => {
+                headers::set(&mut self.headers, headers);
                 self.begun = true;
             }
-            Err(error) => debug!(%error, "a text in a response channel is no command"),
+            _ => debug!(text, "a text in a response channel is no command"),
         }
     }
 

@@ -17,7 +17,6 @@ use hyper::{Method, Request, Response};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::DropGuard;
 use tracing::debug;
 
 use crate::channel_answer::Head;
@@ -29,7 +28,7 @@ use crate::route::Route;
 use crate::routes::{Found, Routes};
 use crate::settings::HttpSettings;
 use crate::slots::Slots;
-use crate::upload::{self, CHANNEL_ITEMS, RequestBody};
+use crate::upload::{self, CHANNEL_ITEMS, RequestBody, Upload};
 use crate::{answer, headers, trace};
 
 /// What all requests share.
@@ -96,7 +95,9 @@ impl Shared {
         if let Some(unread) = exchange.body.take() {
             upload::linger(unread);
         }
-        response.body_mut().ends(exchange.upload.take());
+        if let Some(upload) = exchange.upload.take() {
+            response.body_mut().hold(upload);
+        }
         policy.cors.mark(parts.headers.get(ORIGIN), response.headers_mut());
         debug!(
             method = %parts.method,
@@ -126,7 +127,7 @@ struct Exchange<'a, B> {
     trace: Trace,
     /// Until somebody takes it.
     body: Option<B>,
-    upload: Option<DropGuard>,
+    upload: Option<Upload>,
 }
 
 impl<B: RequestBody> Exchange<'_, B> {
@@ -158,13 +159,29 @@ impl<B: RequestBody> Exchange<'_, B> {
             (None, Some(body)) => upload::stream(body, to_worker),
             (None, None) => None,
         };
+        let Some(upload) = &self.upload else { return self.decide(&asked, payload, from_worker).await };
+        let client_left = upload.client_left();
+        tokio::select! {
+            answered = self.decide(&asked, payload, from_worker) => answered,
+            () = client_left => Err(Refusal::BrokenBody),
+        }
+    }
+
+    /// Asks the route's condition and middleware, then its handler.
+    async fn decide(
+        &self,
+        asked: &Asked<'_>,
+        payload: Raw,
+        from_worker: PipeReader,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let route = asked.route;
         if let Some(condition) = &route.condition {
             let asking = is_met(&self.shared.engine, Some(condition), &payload, &self.trace);
             if !self.within(asking).await?.map_err(|error| failed(condition, error))? {
                 return Err(Refusal::ConditionNotMet);
             }
         }
-        if let Some(response) = self.pass(&route.middleware, &asked).await? {
+        if let Some(response) = self.pass(&route.middleware, asked).await? {
             return Ok(response);
         }
         self.within(self.handle(route, payload, from_worker)).await?

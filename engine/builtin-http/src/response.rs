@@ -6,19 +6,26 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::Stream;
 use hyper::body::{Body, Frame, SizeHint};
-use tokio_util::sync::DropGuard;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use crate::upload::Upload;
 
 pub(crate) type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, BrokenOff>> + Send>>;
 
-/// The worker did not finish what it had begun: the client must not take it for whole.
+/// The worker did not finish what it had begun, and the client must not take it for whole; or there is no client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the worker broke off its answer")]
+#[error("the answer was broken off")]
 pub(crate) struct BrokenOff;
 
 pub(crate) struct ResponseBody {
     content: Content,
-    /// Ends the upload when the answer has been sent.
-    upload: Option<DropGuard>,
+    upload: Option<Sending>,
+}
+
+/// The request's body, which is still being sent. It ends when the answer has gone out.
+struct Sending {
+    _upload: Upload,
+    client_left: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 enum Content {
@@ -35,8 +42,9 @@ impl ResponseBody {
         Self { content: Content::Stream(chunks), upload: None }
     }
 
-    pub(crate) fn ends(&mut self, upload: Option<DropGuard>) {
-        self.upload = upload;
+    /// From now on the upload lasts as long as the answer, and the answer no longer than its client.
+    pub(crate) fn hold(&mut self, upload: Upload) {
+        self.upload = Some(Sending { client_left: Box::pin(upload.client_left()), _upload: upload });
     }
 }
 
@@ -48,6 +56,10 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        let left = |sending: &mut Sending| sending.client_left.as_mut().poll(context).is_ready();
+        if self.upload.as_mut().is_some_and(left) {
+            return Poll::Ready(Some(Err(BrokenOff)));
+        }
         match &mut self.content {
             Content::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Content::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),

@@ -10,7 +10,7 @@ use engine_builtin::{Item, PipeWriter};
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use hyper::body::Body;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
 use crate::payload::MAX_JSON_BYTES;
 use crate::refusal::Refusal;
@@ -52,43 +52,67 @@ pub(crate) async fn read_whole(body: &mut impl RequestBody) -> Result<Bytes, Ref
     Ok(if whole.is_empty() { first } else { whole.into() })
 }
 
-/// Hands over a body that was read already. The guard belongs to the answer.
-pub(crate) fn hand_over(body: Bytes, channel: PipeWriter) -> Option<DropGuard> {
-    let over = CancellationToken::new();
-    let guard = over.clone().drop_guard();
-    let sending = async move {
-        over.run_until_cancelled(send_all(body, channel)).await;
-    };
-    in_background_if_it_waits(sending).then_some(guard)
+/// A body on its way. It belongs to the answer, and ends with it.
+pub(crate) struct Upload {
+    _over: DropGuard,
+    /// Nobody else hears of it: a connection waits for its answer, whatever becomes of its body.
+    client_left: CancellationToken,
 }
 
-/// Passes a body on as it arrives. The guard belongs to the answer.
-pub(crate) fn stream(mut body: impl RequestBody, channel: PipeWriter) -> Option<DropGuard> {
+impl Upload {
+    /// Done when the client has left in the middle of its body.
+    pub(crate) fn client_left(&self) -> WaitForCancellationFutureOwned {
+        self.client_left.clone().cancelled_owned()
+    }
+
+    fn begin<W>(work: impl FnOnce(CancellationToken, CancellationToken) -> W) -> Option<Self>
+    where
+        W: Future<Output = ()> + Send + 'static,
+    {
+        let (over, client_left) = (CancellationToken::new(), CancellationToken::new());
+        let upload = Self { _over: over.clone().drop_guard(), client_left: client_left.clone() };
+        in_background_if_it_waits(work(over, client_left)).then_some(upload)
+    }
+}
+
+/// Hands over a body that was read already.
+pub(crate) fn hand_over(body: Bytes, channel: PipeWriter) -> Option<Upload> {
+    Upload::begin(|over, _| async move {
+        over.run_until_cancelled(send_all(body, channel)).await;
+    })
+}
+
+/// Passes a body on as it arrives.
+pub(crate) fn stream(mut body: impl RequestBody, channel: PipeWriter) -> Option<Upload> {
     if body.is_end_stream() {
         channel.finish();
         return None;
     }
-    let over = CancellationToken::new();
-    let guard = over.clone().drop_guard();
-    let passing = async move {
-        if over.run_until_cancelled(pass_on(&mut body, channel)).await != Some(Passed::Everything) {
-            let ended = async {
-                over.cancelled().await;
-                tokio::time::sleep(LINGER).await;
-            };
-            tokio::select! {
-                () = discard(&mut body) => {}
-                () = ended => {}
-            }
+    Upload::begin(|over, client_left| async move {
+        let passed = over.run_until_cancelled(pass_on(&mut body, channel)).await;
+        let ended = async {
+            over.cancelled().await;
+            tokio::time::sleep(LINGER).await;
+            Passed::Everything
+        };
+        let passed = match passed {
+            Some(Passed::Everything) => return,
+            Some(Passed::ClientLeft) => Passed::ClientLeft,
+            Some(Passed::WorkerLeft) | None => tokio::select! {
+                passed = discard(&mut body) => passed,
+                passed = ended => passed,
+            },
+        };
+        if passed == Passed::ClientLeft {
+            client_left.cancel();
         }
-    };
-    in_background_if_it_waits(passing).then_some(guard)
+    })
 }
 
 /// Lets a client that was refused finish sending, within reason.
 pub(crate) fn linger(mut body: impl RequestBody) {
     if !body.is_end_stream() {
-        tokio::spawn(async move { tokio::time::timeout(LINGER, discard(&mut body)).await });
+        tokio::spawn(async move { drop(tokio::time::timeout(LINGER, discard(&mut body)).await) });
     }
 }
 
@@ -105,16 +129,16 @@ fn in_background_if_it_waits(work: impl Future<Output = ()> + Send + 'static) ->
 #[derive(PartialEq, Eq)]
 enum Passed {
     Everything,
-    /// The client or the worker has left.
-    NotAll,
+    ClientLeft,
+    WorkerLeft,
 }
 
 async fn pass_on(body: &mut impl RequestBody, channel: PipeWriter) -> Passed {
     while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else { return Passed::NotAll };
+        let Ok(frame) = frame else { return Passed::ClientLeft };
         let Ok(data) = frame.into_data() else { continue };
         if channel.send(Item::Binary(data)).await.is_err() {
-            return Passed::NotAll;
+            return Passed::WorkerLeft;
         }
     }
     channel.finish();
@@ -131,8 +155,13 @@ async fn send_all(mut body: Bytes, channel: PipeWriter) {
     channel.finish();
 }
 
-async fn discard(body: &mut impl RequestBody) {
-    while let Some(Ok(_)) = body.frame().await {}
+async fn discard(body: &mut impl RequestBody) -> Passed {
+    while let Some(frame) = body.frame().await {
+        if frame.is_err() {
+            return Passed::ClientLeft;
+        }
+    }
+    Passed::Everything
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::Http;
 
 /// Nothing here takes as long; what does, hangs.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(25);
 
 type Function = Arc<dyn Fn(Asked) -> BoxFuture<'static, Answer> + Send + Sync>;
 

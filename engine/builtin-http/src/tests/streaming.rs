@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
 use super::fake::{FakeEngine, PATIENCE, answer, bind, connect, listening, read, request, send, with_body};
@@ -181,16 +181,22 @@ async fn commands_alone_are_an_answer_and_so_is_an_end_without_a_word() {
 #[tokio::test]
 async fn half_an_answer_does_not_look_like_a_whole_one() {
     let engine = FakeEngine::new();
-    engine.offer("half", |asked| async move {
-        let channel = asked.response();
-        channel.send(Item::Binary(Bytes::from_static(b"half"))).await.expect("a reader");
-        drop(channel);
-        Ok(None)
+    let seen = Arc::new(Notify::new());
+    let there = Arc::clone(&seen);
+    engine.offer("half", move |asked| {
+        let (channel, there) = (asked.response(), Arc::clone(&there));
+        async move {
+            channel.send(Item::Binary(Bytes::from_static(b"half"))).await.expect("a reader");
+            there.notified().await;
+            drop(channel);
+            Ok(None)
+        }
     });
     let (http, address) = listening(&engine, json!({})).await;
     bind(&http, "half", json!({"api_path": "half"}));
     let mut client = connect::<Full<Bytes>>(address).await;
     let response = client.send_request(request("GET", "/half")).await.expect("an answer");
+    seen.notify_one();
     timeout(PATIENCE, response.into_body().collect()).await.expect("in time").expect_err("half a body");
 }
 
@@ -223,17 +229,47 @@ async fn a_client_that_leaves_takes_everything_along() {
     });
     let (http, address) = listening(&engine, json!({})).await;
     bind(&http, "wait", json!({"api_path": "wait", "http_method": "POST"}));
-    let mut socket = TcpStream::connect(address).await.expect("it listens");
-    let head = "POST /wait HTTP/1.1\r\nhost: test\r\ncontent-length: 1000\r\n\r\nonly this";
-    socket.write_all(head.as_bytes()).await.expect("a socket");
-    assert_eq!(timeout(PATIENCE, told.recv()).await.expect("in time"), Some("called"));
-    drop(socket);
-    let mut heard = Vec::new();
-    while heard.len() < 3 {
-        heard.push(timeout(PATIENCE, told.recv()).await.expect("in time").expect("more to tell"));
+    for (length, upload) in [(1000, "the upload broke off"), (9, "the upload was whole")] {
+        let mut socket = TcpStream::connect(address).await.expect("it listens");
+        let request = format!("POST /wait HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n\r\nonly this");
+        socket.write_all(request.as_bytes()).await.expect("a socket");
+        assert_eq!(timeout(PATIENCE, told.recv()).await.expect("in time"), Some("called"));
+        drop(socket);
+        let mut heard = Vec::new();
+        while heard.len() < 3 {
+            heard.push(timeout(PATIENCE, told.recv()).await.expect("in time").expect("more to tell"));
+        }
+        heard.sort_unstable();
+        assert_eq!(heard, ["nobody reads the answer", "the call is forgotten", upload]);
     }
-    heard.sort_unstable();
-    assert_eq!(heard, ["nobody reads the answer", "the call is forgotten", "the upload broke off"]);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_the_middle_of_both_bodies_is_noticed_though_nobody_writes() {
+    let (tell, mut told) = mpsc::channel(1);
+    let engine = FakeEngine::new();
+    engine.offer("both", move |asked| {
+        let (tell, channel, body) = (tell.clone(), asked.response(), asked.request_body());
+        // A task of its own, as a worker is: the call is forgotten with its client.
+        tokio::spawn(async move {
+            channel.send(Item::Binary(Bytes::from_static(b"begun"))).await.expect("a reader");
+            drop(body);
+            channel.reader_gone().await;
+            tell.send("the client has left").await.expect("a listener");
+        });
+        std::future::pending()
+    });
+    let (http, address) = listening(&engine, json!({"default_timeout": 1_000_000_000})).await;
+    bind(&http, "both", json!({"api_path": "both", "http_method": "POST"}));
+    let mut socket = TcpStream::connect(address).await.expect("it listens");
+    let request = "POST /both HTTP/1.1\r\nhost: test\r\ncontent-length: 1000\r\n\r\nonly this";
+    socket.write_all(request.as_bytes()).await.expect("a socket");
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"begun\r\n") {
+        timeout(PATIENCE, socket.read_buf(&mut seen)).await.expect("in time").expect("an answer");
+    }
+    drop(socket);
+    assert_eq!(timeout(PATIENCE, told.recv()).await.expect("in time"), Some("the client has left"));
 }
 
 #[tokio::test]
