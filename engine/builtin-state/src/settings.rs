@@ -100,7 +100,9 @@ impl Config {
     pub(crate) fn parse(settings: Settings) -> Result<Self, BuiltinError> {
         let written = match settings {
             Value::Null => Written::default(),
-            settings => serde_json::from_value(settings).map_err(|error| BuiltinError::Settings(error.to_string()))?,
+            settings => {
+                serde_json::from_value(object(settings)?).map_err(|error| BuiltinError::Settings(error.to_string()))?
+            }
         };
         Ok(Self {
             adapter: written.adapter.map_or_else(|| Ok(AdapterConfig::Kv(KvConfig::default())), adapter)?,
@@ -110,14 +112,18 @@ impl Config {
     }
 }
 
+/// A list would be taken for the fields in their order.
+fn object(value: Value) -> Result<Value, BuiltinError> {
+    if value.is_object() { Ok(value) } else { Err(BuiltinError::Settings(format!("`{value}` is no object"))) }
+}
+
 /// `{name, config?}`.
-fn adapter(mut written: Value) -> Result<AdapterConfig, BuiltinError> {
-    if let Some(fields) = written.as_object_mut() {
-        let config = fields.entry("config").or_insert(Value::Null);
-        if config.is_null() {
-            *config = json!({});
-        }
-    }
+fn adapter(written: Value) -> Result<AdapterConfig, BuiltinError> {
+    let mut written = object(written)?;
+    written["config"] = match written["config"].take() {
+        Value::Null => json!({}),
+        config => object(config)?,
+    };
     serde_json::from_value(written).map_err(|error| BuiltinError::Settings(format!("adapter: {error}")))
 }
 
@@ -229,8 +235,9 @@ mod tests {
         refused(json!({"adapter": {"name": "kv", "config": {"store": "x"}}}), "store");
         refused(json!({"adapter": {"name": "kv", "config": {"store_method": "tape"}}}), "tape");
         refused(json!({"adapter": {"name": "redis", "config": {}, "url": "x"}}), "url");
-        refused(json!({"adapter": "redis"}), "adapter");
-        refused(json!([]), "sequence");
+        refused(json!({"adapter": "redis"}), "redis");
+        refused(json!({"adapter": {"name": "redis", "config": ["x"]}}), "x");
+        refused(json!([1]), "[1]");
     }
 
     #[test]

@@ -21,7 +21,7 @@ async fn quiet() -> (Arc<dyn Builtin>, Called) {
 /// A last event, which shows that nothing came before it.
 async fn nothing_else(state: &Arc<dyn Builtin>, called: &mut Called) {
     bind(state, "last", "last", json!({"scope": "last"}));
-    set(state, "last", "k", json!(1)).await;
+    set(state, "last", "last", json!(1)).await;
     assert_eq!(called.next().await.0, "last");
     state.unbind("state", "last");
 }
@@ -29,7 +29,7 @@ async fn nothing_else(state: &Arc<dyn Builtin>, called: &mut Called) {
 #[tokio::test]
 async fn events_tell_what_was_there_and_what_is_there_now() {
     let (state, mut called) = quiet().await;
-    bind(&state, "t", "on_change", Value::Null);
+    bind(&state, "t", "on_change", json!({"scope": "carts"}));
     let event = |event_type: &str, old_value: Value, new_value: Value| {
         let event = json!({"type": "state", "event_type": event_type, "scope": "carts", "key": "c-9",
             "old_value": old_value, "new_value": new_value});
