@@ -271,13 +271,21 @@ impl Builtin for Observability {
             call_request_format: None,
         };
         vec![
-            of(triggers::LOG, "Fires for each log record.", json!({
-                "level": {"enum": ["all", "debug", "info", "warn", "error"], "default": "all"},
-            })),
-            of(triggers::TRACE, "Fires when spans of traces have arrived.", json!({
-                "service_name": {"type": "string"},
-                "status": {"enum": ["ok", "error", "unset"]},
-            })),
+            of(
+                triggers::LOG,
+                "Fires for each log record.",
+                json!({
+                    "level": {"enum": ["all", "debug", "info", "warn", "error"], "default": "all"},
+                }),
+            ),
+            of(
+                triggers::TRACE,
+                "Fires when spans of traces have arrived.",
+                json!({
+                    "service_name": {"type": "string"},
+                    "status": {"enum": ["ok", "error", "unset"]},
+                }),
+            ),
         ]
     }
 
@@ -475,7 +483,13 @@ async fn sample(state: Arc<State>, roots: Roots, stop: CancellationToken) {
 
 async fn act(state: &State, raised: Raised, roots: Roots) {
     let alert = &raised.alert;
-    tracing::warn!(alert = alert.name, metric = alert.metric, value = raised.value, threshold = alert.threshold, "alert");
+    tracing::warn!(
+        alert = alert.name,
+        metric = alert.metric,
+        value = raised.value,
+        threshold = alert.threshold,
+        "alert"
+    );
     let done = match &alert.action {
         Action::Log => Ok(()),
         Action::Webhook(url) => post_json(&http_client(url, roots), url, &raised.json()).await,

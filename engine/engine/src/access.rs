@@ -18,8 +18,8 @@ use crate::listener::{Listener, Rbac};
 /// How long an authentication function or a hook may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Checks the `invocation` of a function that is an HTTP request.
-pub(crate) type CheckRequest = Arc<dyn Fn(Raw) -> BoxFuture<'static, Result<Request, ErrorBody>> + Send + Sync>;
+/// Checks the `invocation` of a function, whose id comes first, that is an HTTP request.
+pub(crate) type CheckRequest = Arc<dyn Fn(String, Raw) -> BoxFuture<'static, Result<Request, ErrorBody>> + Send + Sync>;
 
 /// Takes a telemetry frame.
 pub(crate) type TakeTelemetry = Arc<dyn Fn(&[u8]) + Send + Sync>;
@@ -174,7 +174,7 @@ impl Access {
                     warn!(function = function.id, "{missing}: the function is not registered");
                     return None;
                 };
-                match check(invocation.clone()).await {
+                match check(function.id.clone(), invocation.clone()).await {
                     Ok(request) => hub.set_request(conn, &function.id, Some(request)),
                     Err(error) => {
                         warn!(function = function.id, code = error.code, reason = error.message, "not registered");

@@ -129,9 +129,7 @@ impl Transport {
         let url = self.target.http_url(S::HTTP);
         let url = url.ok_or_else(|| SendError::Refused(format!("{} has no such path", self.target.endpoint)))?;
         let body = Body::new(Full::new(Bytes::from(request.encode_to_vec())));
-        let mut request = Request::post(url)
-            .body(body)
-            .map_err(|error| SendError::Refused(chain(&error)))?;
+        let mut request = Request::post(url).body(body).map_err(|error| SendError::Refused(chain(&error)))?;
         *request.headers_mut() = self.headers();
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
         let answer = self.client.request(request).await.map_err(|error| SendError::Away(chain(&error)))?;
