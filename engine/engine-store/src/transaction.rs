@@ -14,6 +14,7 @@ use crate::store::StoreError;
 pub struct Table(pub &'static str);
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
+type Opened = redb::ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 impl Table {
     fn definition(self) -> Definition {
@@ -34,7 +35,7 @@ impl Reading {
         Self { transaction }
     }
 
-    fn open(&self, table: Table) -> Result<Option<redb::ReadOnlyTable<&'static [u8], &'static [u8]>>, StoreError> {
+    fn open(&self, table: Table) -> Result<Option<Opened>, StoreError> {
         match self.transaction.open_table(table.definition()) {
             Ok(open) => Ok(Some(open)),
             Err(TableError::TableDoesNotExist(_)) => Ok(None),

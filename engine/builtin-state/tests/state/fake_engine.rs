@@ -38,6 +38,10 @@ impl EngineApi for FakeEngine {
         unreachable!("state uses no channels")
     }
 
+    fn withdraw(&self, _channel: &ChannelRef) {
+        unreachable!("state uses no channels")
+    }
+
     fn stats(&self) -> Stats {
         Stats::default()
     }
