@@ -1,0 +1,224 @@
+//! Who is bound to `stream`, `stream:join` and `stream:leave`, and their handlers.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use engine_builtin::{Binding, Deliveries, Engine, ErrorBody, Invocation, Raw, Trace, is_met};
+use futures_util::FutureExt;
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use crate::event::Event;
+
+pub(crate) const STREAM: &str = "stream";
+pub(crate) const JOIN: &str = "stream:join";
+pub(crate) const LEAVE: &str = "stream:leave";
+
+/// A handler of an event that takes longer keeps no other waiting.
+const HANDLING: Duration = Duration::from_secs(60);
+
+/// For one handler of `stream:join` or `stream:leave`.
+const ANSWERING: Duration = Duration::from_secs(30);
+
+pub(crate) struct Triggers {
+    engine: Engine,
+    deliveries: Deliveries,
+    bound: Mutex<Bound>,
+}
+
+#[derive(Default)]
+struct Bound {
+    /// By stream.
+    stream: HashMap<String, Vec<Arc<Watch>>>,
+    join: Vec<Visit>,
+    leave: Vec<Visit>,
+}
+
+/// A binding of `stream`.
+#[derive(Debug)]
+struct Watch {
+    id: String,
+    function_id: String,
+    group_id: Option<String>,
+    item_id: Option<String>,
+    condition: Option<String>,
+}
+
+/// A binding of `stream:join` or `stream:leave`.
+#[derive(Debug, Clone)]
+struct Visit {
+    id: String,
+    function_id: String,
+}
+
+#[derive(Deserialize)]
+struct WatchConfig {
+    stream_name: Option<String>,
+    group_id: Option<String>,
+    item_id: Option<String>,
+    condition_function_id: Option<String>,
+}
+
+/// What handlers of `stream:join` and `stream:leave` get.
+#[derive(Debug, Serialize)]
+pub(crate) struct Visitor<'a> {
+    pub(crate) subscription_id: &'a str,
+    pub(crate) stream_name: &'a str,
+    pub(crate) group_id: &'a str,
+    pub(crate) id: Option<&'a str>,
+    pub(crate) context: Option<&'a Raw>,
+}
+
+#[derive(Deserialize)]
+struct Verdict {
+    #[serde(default)]
+    unauthorized: serde_json::Value,
+}
+
+impl Triggers {
+    /// Must be called inside a runtime.
+    pub(crate) fn new(engine: Engine) -> Arc<Self> {
+        Arc::new(Self { engine, deliveries: Deliveries::new(), bound: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Bound> {
+        self.bound.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// # Errors
+    /// `trigger_registration_failed`.
+    pub(crate) fn bind(&self, binding: Binding) -> Result<(), ErrorBody> {
+        let refused = |why: String| ErrorBody::new("trigger_registration_failed", why);
+        let visit = || Visit { id: binding.id.clone(), function_id: binding.function_id.clone() };
+        match binding.trigger_type.as_str() {
+            JOIN => replace(&mut self.lock().join, visit()),
+            LEAVE => replace(&mut self.lock().leave, visit()),
+            _ => {
+                let config: WatchConfig =
+                    serde_json::from_value(binding.config).map_err(|error| refused(format!("stream: {error}")))?;
+                let some = |text: Option<String>| text.filter(|text| !text.is_empty());
+                let stream_name =
+                    some(config.stream_name).ok_or_else(|| refused("stream: `stream_name` is missing".into()))?;
+                let watch = Watch {
+                    id: binding.id,
+                    function_id: binding.function_id,
+                    group_id: some(config.group_id),
+                    item_id: some(config.item_id),
+                    condition: config.condition_function_id,
+                };
+                let mut bound = self.lock();
+                bound.forget(&watch.id);
+                bound.stream.entry(stream_name).or_default().push(Arc::new(watch));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn unbind(&self, trigger_type: &str, id: &str) {
+        let mut bound = self.lock();
+        match trigger_type {
+            JOIN => bound.join.retain(|visit| visit.id != id),
+            LEAVE => bound.leave.retain(|visit| visit.id != id),
+            _ => bound.forget(id),
+        }
+    }
+
+    /// Hands an event to its handlers, one after another, in a task of its own. Never waits; what is too much is
+    /// dropped, and the log says so.
+    pub(crate) fn fire(&self, event: &Event, text: Raw, trace: &Trace) {
+        let wanted = |watch: &&Arc<Watch>| {
+            watch.group_id.as_ref().is_none_or(|group_id| *group_id == event.group_id)
+                && (watch.item_id.is_none() || watch.item_id == event.id)
+        };
+        let watching: Vec<_> = match self.lock().stream.get(&event.stream_name) {
+            Some(watching) => watching.iter().filter(wanted).cloned().collect(),
+            None => return,
+        };
+        if watching.is_empty() {
+            return;
+        }
+        let Ok(room) = self.deliveries.room(text.get().len()) else { return };
+        let (engine, trace) = (Arc::clone(&self.engine), trace.clone());
+        let work = async move {
+            for watch in watching {
+                let _ = timeout(HANDLING, handle(&engine, &watch, &text, &trace)).await;
+            }
+        };
+        let _ = self.deliveries.begin(room, work.boxed());
+    }
+
+    /// Asks every handler of `stream:join`, one after another. Only a literal `unauthorized: true`, or no answer in
+    /// time, refuses.
+    pub(crate) async fn may_join(&self, visitor: &Visitor<'_>) -> bool {
+        let handlers = self.lock().join.clone();
+        for handler in handlers {
+            let verdict = match self.visit(&handler, visitor).await {
+                Ok(verdict) => verdict,
+                Err(Unanswered) => return false,
+            };
+            let verdict = verdict.and_then(|verdict| serde_json::from_str::<Verdict>(verdict.get()).ok());
+            if verdict.is_some_and(|verdict| verdict.unauthorized == true) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Tells every handler of `stream:leave`, one after another.
+    pub(crate) async fn left(&self, visitor: &Visitor<'_>) {
+        let handlers = self.lock().leave.clone();
+        for handler in handlers {
+            let _ = self.visit(&handler, visitor).await;
+        }
+    }
+
+    async fn visit(&self, handler: &Visit, visitor: &Visitor<'_>) -> Result<Option<Raw>, Unanswered> {
+        let data = serde_json::value::to_raw_value(visitor).expect("strings and JSON");
+        let function_id = handler.function_id.clone();
+        let call = self.engine.call(Invocation { function_id, data, trace: Trace::default() });
+        match timeout(ANSWERING, call).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                warn!(function = handler.function_id, %error, "a handler of a subscription failed");
+                Ok(None)
+            }
+            Err(_) => {
+                warn!(function = handler.function_id, "a handler of a subscription did not answer in time");
+                Err(Unanswered)
+            }
+        }
+    }
+}
+
+struct Unanswered;
+
+impl Bound {
+    fn forget(&mut self, id: &str) {
+        self.stream.retain(|_, watching| {
+            watching.retain(|watch| watch.id != id);
+            !watching.is_empty()
+        });
+    }
+}
+
+fn replace(visits: &mut Vec<Visit>, visit: Visit) {
+    visits.retain(|other| other.id != visit.id);
+    visits.push(visit);
+}
+
+async fn handle(engine: &Engine, watch: &Watch, text: &Raw, trace: &Trace) {
+    match is_met(engine, watch.condition.as_deref(), text, trace).await {
+        Ok(true) => {}
+        Ok(false) => return,
+        Err(error) => {
+            warn!(function = watch.function_id, %error, "a condition failed: its handler is skipped");
+            return;
+        }
+    }
+    let invocation = Invocation { function_id: watch.function_id.clone(), data: text.clone(), trace: trace.clone() };
+    if let Err(error) = engine.call(invocation).await {
+        debug!(function = watch.function_id, %error, "a handler of a stream failed");
+    }
+}
