@@ -42,11 +42,9 @@ pub(crate) fn read(function_id: &str, method: &Method, value: &Raw) -> Result<Re
     let mut body = encode(returned.body, &mut headers);
     if *method == Method::HEAD && headers.contains_key(CONTENT_LENGTH) {
         // What a GET would have: only the handler knows.
-        headers::keep_usable_length(&mut headers);
         body = Bytes::new();
-    } else {
-        headers.remove(CONTENT_LENGTH);
     }
+    headers::settle_length(&mut headers, method);
     if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         body = Bytes::new();
     }

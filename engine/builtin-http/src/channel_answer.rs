@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use engine_builtin::{Answer, BoxFuture, Item, PipeReader};
 use futures_util::stream;
-use hyper::{HeaderMap, Response, StatusCode};
+use hyper::{HeaderMap, Method, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tracing::debug;
@@ -57,7 +57,8 @@ impl Head {
     }
 
     /// The answer if there is nothing after the commands.
-    pub(crate) fn without_body(self) -> Response<ResponseBody> {
+    pub(crate) fn without_body(mut self, method: &Method) -> Response<ResponseBody> {
+        headers::settle_length(&mut self.headers, method);
         self.with(ResponseBody::whole(""))
     }
 
@@ -141,7 +142,7 @@ mod tests {
         head.follow(r#"{"type":"set_headers","headers":{"x":"1"}}"#);
         head.follow(r#"{"type":"set_headers","headers":{"x":"2","y":"3"}}"#);
         head.follow(r#"{"type":"set_status","status_code":206}"#);
-        let response = head.without_body();
+        let response = head.without_body(&Method::GET);
         assert_eq!((response.status().as_u16(), response.headers().len()), (206, 2));
         assert_eq!(response.headers()["x"], "2");
     }

@@ -235,7 +235,7 @@ impl<B: RequestBody> Exchange<'_, B> {
                 item = channel.next(), if open => match item {
                     Some(Item::Text(text)) => head.follow(&text),
                     Some(Item::Binary(first)) => return Ok(head.with_body(first, channel, call)),
-                    None if head.begun && channel.is_whole() => return Ok(head.without_body()),
+                    None if head.begun && channel.is_whole() => return Ok(head.without_body(&self.parts.method)),
                     None => open = false,
                 },
                 answer = returned(&mut call), if call.is_some() => {
@@ -248,7 +248,11 @@ impl<B: RequestBody> Exchange<'_, B> {
             }
             if !open && call.is_none() {
                 // It has ended its answer without a word, or could not end it.
-                return if channel.is_whole() { Ok(head.without_body()) } else { Err(broken_off(route)) };
+                return if channel.is_whole() {
+                    Ok(head.without_body(&self.parts.method))
+                } else {
+                    Err(broken_off(route))
+                };
             }
         }
     }

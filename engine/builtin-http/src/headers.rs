@@ -72,6 +72,15 @@ pub(crate) fn keep_usable_length(headers: &mut HeaderMap) {
     }
 }
 
+/// The length of a body that is known is counted, not told; of a HEAD's, which is not sent, it is what a GET's would be.
+pub(crate) fn settle_length(headers: &mut HeaderMap, method: &Method) {
+    if *method == Method::HEAD {
+        keep_usable_length(headers);
+    } else {
+        headers.remove(CONTENT_LENGTH);
+    }
+}
+
 /// The methods of a path. OPTIONS is always answered, and HEAD where GET is.
 pub(crate) fn allow(methods: &[Method]) -> HeaderValue {
     let mut names: Vec<&str> = methods.iter().map(Method::as_str).collect();

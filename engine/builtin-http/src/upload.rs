@@ -71,7 +71,8 @@ impl Upload {
     {
         let (over, client_left) = (CancellationToken::new(), CancellationToken::new());
         let upload = Self { _over: over.clone().drop_guard(), client_left: client_left.clone() };
-        in_background_if_it_waits(work(over, client_left)).then_some(upload)
+        let goes_on = in_background_if_it_waits(work(over, client_left));
+        (goes_on || upload.client_left.is_cancelled()).then_some(upload)
     }
 }
 

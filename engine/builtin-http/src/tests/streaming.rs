@@ -155,6 +155,8 @@ async fn commands_alone_are_an_answer_and_so_is_an_end_without_a_word() {
     engine.offer("commands", |asked| async move {
         let channel = asked.response();
         channel.send(Item::Text(r#"{"type":"set_status","status_code":202}"#.into())).await.expect("a reader");
+        let headers = r#"{"type":"set_headers","headers":{"content-length":"5"}}"#;
+        channel.send(Item::Text(headers.into())).await.expect("a reader");
         channel.finish();
         std::future::pending().await
     });
