@@ -202,7 +202,11 @@ mod tests {
     #[test]
     fn every_operator_compares_as_it_is_called() {
         let holds = |value: f64| {
-            Operator::ALL.into_iter().filter(|(operator, ..)| operator.holds(value, 10.0)).map(|(.., s)| s).collect::<Vec<_>>()
+            Operator::ALL
+                .into_iter()
+                .filter(|(operator, ..)| operator.holds(value, 10.0))
+                .map(|(.., s)| s)
+                .collect::<Vec<_>>()
         };
         assert_eq!(holds(11.0), [">", ">=", "!="]);
         assert_eq!(holds(10.0), [">=", "<=", "=="]);
@@ -226,7 +230,10 @@ mod tests {
         assert_eq!(told, [0, 1, 0, 0, 1, 0, 0]);
         let list = alerts.json(90 * SECOND);
         assert_eq!(list["firing_count"], 1);
-        assert_eq!((&list["alerts"][0]["last_triggered"], &list["alerts"][0]["current_value"]), (&json!(70_000), &json!(20.0)));
+        assert_eq!(
+            (&list["alerts"][0]["last_triggered"], &list["alerts"][0]["current_value"]),
+            (&json!(70_000), &json!(20.0))
+        );
     }
 
     #[test]

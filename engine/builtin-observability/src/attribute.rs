@@ -89,9 +89,7 @@ impl AttributeValue {
 pub(crate) fn of_object(entries: &Map<String, Value>, budget: &mut Budget) -> Attributes {
     entries
         .iter()
-        .map_while(|(key, value)| {
-            budget.entry().then(|| (budget.text(key), AttributeValue::of_json(value, budget)))
-        })
+        .map_while(|(key, value)| budget.entry().then(|| (budget.text(key), AttributeValue::of_json(value, budget))))
         .collect()
 }
 

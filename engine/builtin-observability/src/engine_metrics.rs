@@ -24,7 +24,12 @@ fn named(stats: &Stats) -> [(&'static str, Kind, u64); 7] {
 }
 
 /// The engine's counts as metrics among the others.
-pub(crate) fn sampled(stats: &Stats, now_unix_nano: u64, started_unix_nano: u64, resource: &Arc<Resource>) -> Vec<Metric> {
+pub(crate) fn sampled(
+    stats: &Stats,
+    now_unix_nano: u64,
+    started_unix_nano: u64,
+    resource: &Arc<Resource>,
+) -> Vec<Metric> {
     let metric = |(name, kind, count): (&str, Kind, u64)| Metric {
         name: name.to_owned(),
         description: String::new(),

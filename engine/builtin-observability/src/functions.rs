@@ -151,17 +151,20 @@ impl State {
                 std::sync::Arc::new(Resource { service_name, attributes })
             }
         };
-        self.log(now, LogRecord {
-            time_unix_nano: now,
-            observed_unix_nano: now,
-            severity: level.severity(),
-            body,
-            attributes,
-            trace_id,
-            span_id,
-            resource,
-            scope: std::sync::Arc::default(),
-        });
+        self.log(
+            now,
+            LogRecord {
+                time_unix_nano: now,
+                observed_unix_nano: now,
+                severity: level.severity(),
+                body,
+                attributes,
+                trace_id,
+                span_id,
+                resource,
+                scope: std::sync::Arc::default(),
+            },
+        );
         Ok(())
     }
 
@@ -193,9 +196,10 @@ impl State {
         });
         if let Some(step) = request.aggregate_interval.filter(|seconds| *seconds > 0) {
             let step = step.saturating_mul(NANOS_PER_SECOND);
-            answer["aggregated_metrics"] = Value::Array(metrics.aggregated(step, |metric, point| {
-                named(&metric.name) && (from..=to).contains(&point.time_unix_nano)
-            }));
+            answer["aggregated_metrics"] =
+                Value::Array(metrics.aggregated(step, |metric, point| {
+                    named(&metric.name) && (from..=to).contains(&point.time_unix_nano)
+                }));
         }
         if request.is_given() {
             answer["query"] = json!({
@@ -243,9 +247,7 @@ impl State {
     fn sampling_rules(&self, now: u64) -> Value {
         let settings = self.settings();
         let rules = &settings.sampling;
-        let rule = |rule: &crate::sampling::Rule| {
-            json!({"operation": rule.operation, "service": rule.service, "rate": rule.rate.share()})
-        };
+        let rule = |rule: &crate::sampling::Rule| json!({"operation": rule.operation, "service": rule.service, "rate": rule.rate.share()});
         json!({
             "traces": {
                 "default_ratio": rules.default.share(),
@@ -259,9 +261,8 @@ impl State {
 
     fn health(&self, now: u64) -> Value {
         let settings = self.settings();
-        let component = |on: bool, details: Value| {
-            json!({"status": if on { "healthy" } else { "disabled" }, "details": details})
-        };
+        let component =
+            |on: bool, details: Value| json!({"status": if on { "healthy" } else { "disabled" }, "details": details});
         let spans = self.spans().map(|spans| spans.len());
         json!({
             "status": "healthy",

@@ -171,7 +171,9 @@ mod tests {
 
     #[test]
     fn a_span_is_read_whichever_way_its_numbers_are_written() {
-        for (start, int) in [(json!("1700000000000000001"), json!("42")), (json!(1_700_000_000_000_000_001_u64), json!(42))] {
+        for (start, int) in
+            [(json!("1700000000000000001"), json!("42")), (json!(1_700_000_000_000_000_001_u64), json!(42))]
+        {
             let read = spans(&json!({"resourceSpans": [{
                 "resource": {"attributes": [{"key": "service.name", "value": {"stringValue": "shop"}}]},
                 "scopeSpans": [{"scope": {"name": "s", "version": "1"}, "spans": [{
@@ -190,22 +192,27 @@ mod tests {
             }]}));
             let [span] = &read[..] else { panic!("one span") };
             let shown = Value::Object(span.json(span.parent));
-            assert_eq!(shown, json!({
-                "trace_id": TRACE, "span_id": SPAN, "parent_span_id": null, "name": "work",
-                "start_time_unix_nano": 1_700_000_000_000_000_001_u64, "end_time_unix_nano": 1_700_000_000_000_000_009_u64,
-                "status": "error", "status_description": "broken",
-                "attributes": [["int", "42"], ["list", "[true,0.5]"], ["map", "{\"k\":\"AA==\"}"], ["none", ""]],
-                "service_name": "shop",
-                "events": [{"name": "e", "timestamp_unix_nano": 5, "attributes": []}],
-                "links": [{"trace_id": TRACE, "span_id": SPAN, "trace_state": "", "attributes": []}],
-                "instrumentation_scope_name": "s", "instrumentation_scope_version": "1", "flags": 257,
-            }));
+            assert_eq!(
+                shown,
+                json!({
+                    "trace_id": TRACE, "span_id": SPAN, "parent_span_id": null, "name": "work",
+                    "start_time_unix_nano": 1_700_000_000_000_000_001_u64, "end_time_unix_nano": 1_700_000_000_000_000_009_u64,
+                    "status": "error", "status_description": "broken",
+                    "attributes": [["int", "42"], ["list", "[true,0.5]"], ["map", "{\"k\":\"AA==\"}"], ["none", ""]],
+                    "service_name": "shop",
+                    "events": [{"name": "e", "timestamp_unix_nano": 5, "attributes": []}],
+                    "links": [{"trace_id": TRACE, "span_id": SPAN, "trace_state": "", "attributes": []}],
+                    "instrumentation_scope_name": "s", "instrumentation_scope_version": "1", "flags": 257,
+                })
+            );
         }
     }
 
     #[test]
     fn a_span_without_ids_is_left_out_and_missing_arrays_are_empty() {
-        let read = spans(&json!({"resourceSpans": [{"scopeSpans": [{"spans": [{"name": "x"}, {"traceId": TRACE, "spanId": SPAN}]}]}, {}]}));
+        let read = spans(
+            &json!({"resourceSpans": [{"scopeSpans": [{"spans": [{"name": "x"}, {"traceId": TRACE, "spanId": SPAN}]}]}, {}]}),
+        );
         assert_eq!(read.len(), 1);
         assert_eq!((read[0].service_name(), read[0].name.as_str()), ("unknown", ""));
         assert!(spans(&json!({"resourceSpans": null})).is_empty());
@@ -271,11 +278,43 @@ mod tests {
 
     fn any_json() -> impl Strategy<Value = Value> {
         let key = prop::sample::select(vec![
-            "resourceSpans", "scopeSpans", "spans", "traceId", "spanId", "attributes", "key", "value", "stringValue",
-            "intValue", "arrayValue", "kvlistValue", "values", "events", "links", "status", "code", "resourceLogs",
-            "scopeLogs", "logRecords", "body", "resourceMetrics", "scopeMetrics", "metrics", "name", "gauge", "sum",
-            "histogram", "dataPoints", "asInt", "asDouble", "bucketCounts", "explicitBounds", "timeUnixNano", "count",
-            "resource", "scope",
+            "resourceSpans",
+            "scopeSpans",
+            "spans",
+            "traceId",
+            "spanId",
+            "attributes",
+            "key",
+            "value",
+            "stringValue",
+            "intValue",
+            "arrayValue",
+            "kvlistValue",
+            "values",
+            "events",
+            "links",
+            "status",
+            "code",
+            "resourceLogs",
+            "scopeLogs",
+            "logRecords",
+            "body",
+            "resourceMetrics",
+            "scopeMetrics",
+            "metrics",
+            "name",
+            "gauge",
+            "sum",
+            "histogram",
+            "dataPoints",
+            "asInt",
+            "asDouble",
+            "bucketCounts",
+            "explicitBounds",
+            "timeUnixNano",
+            "count",
+            "resource",
+            "scope",
         ]);
         let leaf = prop_oneof![
             Just(Value::Null),
@@ -290,8 +329,9 @@ mod tests {
         leaf.prop_recursive(8, 64, 6, move |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                prop::collection::btree_map(key.clone(), inner, 0..6)
-                    .prop_map(|map| Value::Object(map.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())),
+                prop::collection::btree_map(key.clone(), inner, 0..6).prop_map(|map| Value::Object(
+                    map.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+                )),
             ]
         })
     }

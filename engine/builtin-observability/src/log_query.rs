@@ -49,10 +49,7 @@ impl List {
                 && is(&self.trace_id, &record.trace_id)
                 && is(&self.span_id, &record.span_id)
                 && self.severity_min.is_none_or(|least| record.severity.number >= least)
-                && self
-                    .severity_text
-                    .as_ref()
-                    .is_none_or(|wanted| wanted.eq_ignore_ascii_case(&record.severity.text))
+                && self.severity_text.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(&record.severity.text))
         };
         let mut found: Vec<&Arc<LogRecord>> = records.filter(fits).collect();
         found.sort_by_key(|record| record.time_unix_nano);

@@ -252,7 +252,11 @@ mod tests {
         let counter = Kind::Sum { monotonic: true, cumulative: true };
         let delta = Kind::Sum { monotonic: true, cumulative: false };
         let store = store(&[
-            metric("counter", counter, &[(10, 100.0, "a"), (50, 104.0, "a"), (100, 110.0, "a"), (100, 3.0, "new"), (100, 900.0, "old")]),
+            metric(
+                "counter",
+                counter,
+                &[(10, 100.0, "a"), (50, 104.0, "a"), (100, 110.0, "a"), (100, 3.0, "new"), (100, 900.0, "old")],
+            ),
             metric("gauge", Kind::Gauge, &[(90, 5.0, "a"), (95, 2.0, "a"), (91, 1.0, "b")]),
             metric("delta", delta, &[(10, 9.0, "a"), (90, 5.0, "a"), (95, 2.0, "a")]),
         ]);

@@ -85,7 +85,12 @@ fn engine(families: &mut Families, version: &str, stats: &Stats, own: OwnCounts)
         min: None,
         max: None,
         buckets: padded(&stats.durations_us),
-        bounds: stats.durations_us.iter().filter(|(bound, _)| *bound != u64::MAX).map(|(us, _)| *us as f64 / 1e6).collect(),
+        bounds: stats
+            .durations_us
+            .iter()
+            .filter(|(bound, _)| *bound != u64::MAX)
+            .map(|(us, _)| *us as f64 / 1e6)
+            .collect(),
     };
     families.distribution("iii_invocation_duration_seconds", "How long calls took.", &none(), &duration);
 }
@@ -156,7 +161,8 @@ impl Labels {
     fn with(mut self, name: &str, value: &str) -> Self {
         let name = name_of(name).replace(':', "_");
         // Names with two underscores in front belong to Prometheus, `le` to histograms.
-        let name = if name.is_empty() || name.starts_with("__") || name == "le" { format!("label_{name}") } else { name };
+        let name =
+            if name.is_empty() || name.starts_with("__") || name == "le" { format!("label_{name}") } else { name };
         let value = &value[..value.floor_char_boundary(MAX_LABEL_BYTES)];
         self.0.entry(name).or_insert_with(|| value.to_owned());
         self
@@ -298,9 +304,19 @@ mod tests {
         let text = shown(&[
             metric("a.b", Kind::Gauge, ("x", "1"), PointValue::Int(1)),
             metric("a_b", Kind::Gauge, ("x", "1"), PointValue::Int(2)),
-            metric("a_b", Kind::Histogram { cumulative: true }, ("x", "2"), PointValue::Distribution(Distribution {
-                count: 1, sum: None, min: None, max: None, buckets: vec![], bounds: vec![],
-            })),
+            metric(
+                "a_b",
+                Kind::Histogram { cumulative: true },
+                ("x", "2"),
+                PointValue::Distribution(Distribution {
+                    count: 1,
+                    sum: None,
+                    min: None,
+                    max: None,
+                    buckets: vec![],
+                    bounds: vec![],
+                }),
+            ),
         ]);
         assert_eq!(text.lines().count(), 3, "{text}");
     }

@@ -51,9 +51,8 @@ pub(crate) struct Rules {
 impl Rules {
     /// The first rule that fits decides.
     fn rate(&self, name: &str, service: &str) -> Ratio {
-        let fits = |wanted: &Option<String>, text: &str| {
-            wanted.as_ref().is_none_or(|wanted| pattern::matches(wanted, text))
-        };
+        let fits =
+            |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|wanted| pattern::matches(wanted, text));
         let rule = self.rules.iter().find(|rule| fits(&rule.operation, name) && fits(&rule.service, service));
         rule.map_or(self.default, |rule| rule.rate)
     }

@@ -17,6 +17,9 @@ use crate::view::Collapse;
 /// Looks up an environment variable; what is not set or no text is `None`.
 pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
+/// As [`Environment`], for as long as the worker lives.
+pub(crate) type OwnedEnvironment = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
 /// A setting that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettingsError {
@@ -204,11 +207,14 @@ impl Settings {
         let env = Variables(environment);
         let sampling_ratio = match written.sampling_ratio {
             Some(share) => ratio("sampling_ratio", share)?,
-            None => env.read("OTEL_TRACES_SAMPLER_ARG", |text| text.parse().ok().and_then(Ratio::new)).unwrap_or(Ratio::ALL),
+            None => {
+                env.read("OTEL_TRACES_SAMPLER_ARG", |text| text.parse().ok().and_then(Ratio::new)).unwrap_or(Ratio::ALL)
+            }
         };
         let endpoint = match &written.endpoint {
-            Some(endpoint) => checked_endpoint(endpoint)
-                .ok_or_else(|| refused("endpoint", endpoint, "an http:// or https:// URL"))?,
+            Some(endpoint) => {
+                checked_endpoint(endpoint).ok_or_else(|| refused("endpoint", endpoint, "an http:// or https:// URL"))?
+            }
             None => env
                 .read("OTEL_EXPORTER_OTLP_ENDPOINT", checked_endpoint)
                 .unwrap_or_else(|| Uri::from_static("http://localhost:4317")),
@@ -340,7 +346,13 @@ fn sampling(written: Option<WrittenSampling>, default: Ratio) -> Result<Rules, S
     };
     Ok(Rules {
         default: written.default.map_or(Ok(default), |share| ratio("sampling.default", share))?,
-        rules: written.rules.unwrap_or_default().into_iter().enumerate().map(rule).collect::<Result<_, SettingsError>>()?,
+        rules: written
+            .rules
+            .unwrap_or_default()
+            .into_iter()
+            .enumerate()
+            .map(rule)
+            .collect::<Result<_, SettingsError>>()?,
         parent_based: written.parent_based.unwrap_or(false),
         max_traces_per_second,
     })
@@ -349,8 +361,9 @@ fn sampling(written: Option<WrittenSampling>, default: Ratio) -> Result<Rules, S
 fn alert(written: WrittenAlert) -> Result<Alert, SettingsError> {
     let operator = match &written.operator {
         None => Operator::GreaterThan,
-        Some(text) => Operator::parse(text)
-            .ok_or_else(|| refused(format!("alerts[{}].operator", written.name), text, "`greaterthan` or another comparison"))?,
+        Some(text) => Operator::parse(text).ok_or_else(|| {
+            refused(format!("alerts[{}].operator", written.name), text, "`greaterthan` or another comparison")
+        })?,
     };
     let action = match written.action {
         None | Some(WrittenAction::Log {}) => Action::Log,
@@ -411,7 +424,10 @@ mod tests {
         let settings = parse(Value::Null, &[]).expect("settings");
         assert_eq!(settings, parse(json!({}), &[]).expect("settings"));
         assert!(settings.enabled && settings.exporter == Exporter::Memory);
-        assert_eq!((settings.memory_max_spans, settings.logs_max_count, settings.metrics_max_count), (1000, 1000, 10_000));
+        assert_eq!(
+            (settings.memory_max_spans, settings.logs_max_count, settings.metrics_max_count),
+            (1000, 1000, 10_000)
+        );
         assert_eq!(settings.target.endpoint, "http://localhost:4317");
         assert_eq!(settings.prometheus, Some("127.0.0.1:9464".parse().expect("an address")));
         assert_eq!((settings.service.name.as_str(), settings.service.version.as_str()), ("iii", "unknown"));
@@ -466,7 +482,10 @@ mod tests {
             (json!({"metrics_exporter": "both"}), "`metrics_exporter` is both"),
             (json!({"sampling": {"rate_limit": {"max_traces_per_second": 0.5}}}), "max_traces_per_second` is 0.5"),
             (json!({"sampling": {"rules": [{"rate": 2}]}}), "`sampling.rules[0].rate` is 2"),
-            (json!({"alerts": [{"name": "a", "metric": "m", "threshold": 1, "operator": "=>"}]}), "`alerts[a].operator` is =>"),
+            (
+                json!({"alerts": [{"name": "a", "metric": "m", "threshold": 1, "operator": "=>"}]}),
+                "`alerts[a].operator` is =>",
+            ),
             (json!({"nonsense": 1}), "unknown field `nonsense`"),
             (json!({"prometheus": {"prot": 1}}), "unknown field `prot`"),
         ] {
@@ -483,7 +502,10 @@ mod tests {
             {"name": "c", "metric": "m", "threshold": 1, "action": {"type": "function", "path": "ops::page"}},
         ]});
         let alerts = parse(written, &[]).expect("settings").alerts;
-        assert_eq!((alerts[0].operator, alerts[0].window_seconds, &alerts[0].action), (Operator::GreaterThan, 60, &Action::Log));
+        assert_eq!(
+            (alerts[0].operator, alerts[0].window_seconds, &alerts[0].action),
+            (Operator::GreaterThan, 60, &Action::Log)
+        );
         assert_eq!(alerts[1].operator, Operator::LessThanOrEqual);
         assert_eq!(alerts[2].action, Action::Function("ops::page".into()));
     }

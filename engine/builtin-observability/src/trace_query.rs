@@ -238,9 +238,11 @@ mod tests {
         let ada = &groups[1];
         assert_eq!((&ada["span_count"], &ada["error_count"]), (&json!(2), &json!(1)));
         assert_eq!(ada["trace_ids"].as_array().map(Vec::len), Some(1));
-        assert_eq!((&ada["first_seen_ms"], &ada["last_seen_ms"], &ada["duration_ms"]), (&json!(2000), &json!(2500), &json!(500)));
-        let later: GroupBy =
-            serde_json::from_value(json!({"attribute": "user", "since_ms": 2500})).expect("a request");
+        assert_eq!(
+            (&ada["first_seen_ms"], &ada["last_seen_ms"], &ada["duration_ms"]),
+            (&json!(2000), &json!(2500), &json!(500))
+        );
+        let later: GroupBy = serde_json::from_value(json!({"attribute": "user", "since_ms": 2500})).expect("a request");
         assert_eq!(later.answer(spans().iter()).expect("an answer")["groups"].as_array().map(Vec::len), Some(1));
     }
 }

@@ -121,9 +121,11 @@ impl Triggers {
             .collect();
         drop(bindings);
         let by_handler = !functions.is_empty()
-            && record.trace_id.as_deref().and_then(TraceId::parse).is_some_and(|trace| {
-                self.own.lock().unwrap_or_else(PoisonError::into_inner).contains(&trace)
-            });
+            && record
+                .trace_id
+                .as_deref()
+                .and_then(TraceId::parse)
+                .is_some_and(|trace| self.own.lock().unwrap_or_else(PoisonError::into_inner).contains(&trace));
         if by_handler { Vec::new() } else { functions }
     }
 

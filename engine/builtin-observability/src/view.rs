@@ -171,7 +171,11 @@ mod tests {
 
     #[test]
     fn spans_nest_below_their_parents_and_orphans_are_roots() {
-        check(&[(3, Some(1), "c"), (1, None, "a"), (4, Some(3), "d"), (2, Some(1), "b"), (9, Some(8), "x")], &[], "1(2 3(4)) 9");
+        check(
+            &[(3, Some(1), "c"), (1, None, "a"), (4, Some(3), "d"), (2, Some(1), "b"), (9, Some(8), "x")],
+            &[],
+            "1(2 3(4)) 9",
+        );
     }
 
     #[test]
@@ -182,7 +186,14 @@ mod tests {
 
     #[test]
     fn children_of_collapsed_spans_move_up() {
-        let list = [(1, None, "a"), (2, Some(1), "hop x"), (3, Some(2), "hop y"), (4, Some(3), "b"), (5, None, "hop z"), (6, Some(5), "c")];
+        let list = [
+            (1, None, "a"),
+            (2, Some(1), "hop x"),
+            (3, Some(2), "hop y"),
+            (4, Some(3), "b"),
+            (5, None, "hop z"),
+            (6, Some(5), "c"),
+        ];
         check(&list, &[named("hop *")], "1(4) 6");
         check(&list, &[Collapse { name: "*".into(), service: Some("other".into()) }], "1(2(3(4))) 5(6)");
     }

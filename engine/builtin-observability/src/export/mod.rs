@@ -22,8 +22,8 @@ use tokio_util::task::TaskTracker;
 pub(crate) use convert::{Logs, Metrics, Traces};
 pub(crate) use queue::Queue;
 pub(crate) use target::{Protocol, Target, headers};
-pub(crate) use transport::{Roots, Transport, host_roots, http_client, post_json};
 use transport::SendError;
+pub(crate) use transport::{Roots, Transport, host_roots, http_client, post_json};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -96,12 +96,7 @@ impl<S: Signal> Drop for Exporter<S> {
     }
 }
 
-async fn run<S: Signal>(
-    queue: Arc<Queue<S::Item>>,
-    transport: Transport,
-    batching: Batching,
-    stop: CancellationToken,
-) {
+async fn run<S: Signal>(queue: Arc<Queue<S::Item>>, transport: Transport, batching: Batching, stop: CancellationToken) {
     let mut pause = FIRST_PAUSE;
     let mut is_away = false;
     loop {

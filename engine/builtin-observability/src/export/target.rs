@@ -34,7 +34,8 @@ impl Target {
     pub(super) fn http_url(&self, signal: &str) -> Option<Uri> {
         let mut parts = self.endpoint.clone().into_parts();
         let path = parts.path_and_query.as_ref().map_or("", |path| path.path()).trim_end_matches('/');
-        let base = ["/v1/traces", "/v1/metrics", "/v1/logs"].iter().find_map(|end| path.strip_suffix(end)).unwrap_or(path);
+        let base =
+            ["/v1/traces", "/v1/metrics", "/v1/logs"].iter().find_map(|end| path.strip_suffix(end)).unwrap_or(path);
         let query = parts.path_and_query.as_ref().and_then(|path| path.query());
         let query = query.map_or_else(String::new, |query| format!("?{query}"));
         parts.path_and_query = Some(format!("{base}/v1/{signal}{query}").parse().ok()?);

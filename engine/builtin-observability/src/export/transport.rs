@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Request, StatusCode, Uri};
 use hyper_rustls::HttpsConnector;
@@ -129,9 +129,7 @@ impl Transport {
         let url = self.target.http_url(S::HTTP);
         let url = url.ok_or_else(|| SendError::Refused(format!("{} has no such path", self.target.endpoint)))?;
         let body = Body::new(Full::new(Bytes::from(request.encode_to_vec())));
-        let mut request = Request::post(url)
-            .body(body)
-            .map_err(|error| SendError::Refused(chain(&error)))?;
+        let mut request = Request::post(url).body(body).map_err(|error| SendError::Refused(chain(&error)))?;
         *request.headers_mut() = self.headers();
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
         let answer = self.client.request(request).await.map_err(|error| SendError::Away(chain(&error)))?;
@@ -145,7 +143,7 @@ impl Transport {
     }
 
     fn headers(&self) -> HeaderMap {
-        self.target.headers.iter().cloned().collect::<Vec<(HeaderName, HeaderValue)>>().into_iter().collect()
+        self.target.headers.iter().cloned().collect()
     }
 }
 
@@ -161,7 +159,7 @@ fn grpc_error(status: &Status) -> SendError {
             | Code::Unavailable
             | Code::DataLoss
     );
-    let source = std::error::Error::source(status).map(|error| chain(error));
+    let source = std::error::Error::source(status).map(chain);
     let why = source.as_ref().map_or_else(|| format!("{:?}: {}", status.code(), status.message()), String::clone);
     if away || source.is_some() { SendError::Away(why) } else { SendError::Refused(why) }
 }
