@@ -60,7 +60,20 @@ impl Prometheus {
             Ok(Err(log)) => panic!("prometheus did not come up (./setup test): {log}"),
             Err(error) => panic!("prometheus did not say where it listens: {error}"),
         };
-        Self { server, address, _data: data }
+        let prometheus = Self { server, address, _data: data };
+        let ready = eventually(Duration::from_secs(60), || prometheus.get("/-/ready"));
+        assert!(ready.is_some(), "prometheus listens and is not ready");
+        prometheus
+    }
+
+    /// What it answers with status 200.
+    fn get(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(self.address).expect("Prometheus listens");
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer with a body");
+        head.split_whitespace().nth(1).filter(|status| *status == "200").map(|_| body.to_owned())
     }
 
     /// The samples that a query finds now, as its HTTP API tells them: `[{metric: {..}, value: [time, text]}]`.
@@ -70,12 +83,9 @@ impl Prometheus {
     #[must_use]
     pub fn query(&self, query: &str) -> Vec<Value> {
         let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let mut stream = TcpStream::connect(self.address).expect("Prometheus listens");
-        write!(stream, "GET /api/v1/query?query={encoded} HTTP/1.0\r\n\r\n").expect("a request");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        let (_, body) = answer.split_once("\r\n\r\n").expect("an answer with a body");
-        let body: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body}"));
+        let body = self.get(&format!("/api/v1/query?query={encoded}"));
+        let body = body.unwrap_or_else(|| panic!("Prometheus does not answer {query}"));
+        let body: Value = serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"));
         assert_eq!(body["status"], "success", "{body}");
         body["data"]["result"].as_array().cloned().expect("samples")
     }

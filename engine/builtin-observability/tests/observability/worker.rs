@@ -141,7 +141,7 @@ fn now_ns() -> u128 {
 #[tokio::test]
 async fn metrics_of_sdks_and_engine_are_listed_rolled_up_and_watched() {
     let alerts = json!([
-        {"name": "carts", "metric": "shop.carts", "threshold": 5, "operator": ">", "action": {"type": "function", "path": "ops::page"}},
+        {"cooldown_seconds": 0, "name": "carts", "metric": "shop.carts", "threshold": 5, "operator": ">", "action": {"type": "function", "path": "ops::page"}},
         {"name": "errors", "metric": "iii.invocations.error", "threshold": 100},
     ]);
     let (engine, worker) = started(json!({"alerts": alerts})).await;
