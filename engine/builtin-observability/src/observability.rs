@@ -20,7 +20,7 @@ use crate::export::{Batching, Exporter, Logs, Metrics, Roots, Traces, Transport,
 use crate::id::{SpanId, TraceId, traceparent};
 use crate::ingest::{Frame, IngestError};
 use crate::prometheus_server::{Page, PrometheusServer};
-use crate::settings::{Environment, Exporter as Where, Format, Settings};
+use crate::settings::{Environment, Exporter as Where, Format, OwnedEnvironment, Settings};
 use crate::span::Span;
 use crate::state::{State, lock};
 use crate::time;
@@ -53,7 +53,7 @@ const SPANS: &str = "iii:devtools:trace-spans";
 pub struct Observability {
     state: Arc<State>,
     roots: Roots,
-    environment: Box<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    environment: OwnedEnvironment,
     level: watch::Sender<String>,
     format: Format,
     exporters: Mutex<Exporters>,
@@ -153,6 +153,11 @@ impl Observability {
     #[must_use]
     pub fn prometheus_address(&self) -> Option<SocketAddr> {
         *lock(&self.address)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn state_for_tests(&self) -> &State {
+        &self.state
     }
 
     /// Listens where the settings say; an address that is in use is a warning, and what listened before stays.

@@ -17,6 +17,9 @@ use crate::view::Collapse;
 /// Looks up an environment variable; what is not set or no text is `None`.
 pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
+/// As [`Environment`], for as long as the worker lives.
+pub(crate) type OwnedEnvironment = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
 /// A setting that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettingsError {

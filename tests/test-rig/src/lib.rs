@@ -16,6 +16,7 @@
 mod driver;
 mod processes;
 mod redis;
+mod prometheus;
 mod registry;
 mod rig;
 pub mod sdk;
@@ -24,6 +25,7 @@ mod view;
 pub use driver::{Driver, Feature, supported};
 pub use processes::{Process, descendants, eventually, kill, wait_gone};
 pub use redis::TestRedis;
+pub use prometheus::Prometheus;
 pub use registry::TestRegistry;
 pub use rig::{Answer, Rig, RigBuilder, shared_home};
 pub use view::KvmDevice;

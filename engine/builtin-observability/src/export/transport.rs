@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Request, StatusCode, Uri};
 use hyper_rustls::HttpsConnector;
@@ -143,7 +143,7 @@ impl Transport {
     }
 
     fn headers(&self) -> HeaderMap {
-        self.target.headers.iter().cloned().collect::<Vec<(HeaderName, HeaderValue)>>().into_iter().collect()
+        self.target.headers.iter().cloned().collect()
     }
 }
 
@@ -159,7 +159,7 @@ fn grpc_error(status: &Status) -> SendError {
             | Code::Unavailable
             | Code::DataLoss
     );
-    let source = std::error::Error::source(status).map(|error| chain(error));
+    let source = std::error::Error::source(status).map(chain);
     let why = source.as_ref().map_or_else(|| format!("{:?}: {}", status.code(), status.message()), String::clone);
     if away || source.is_some() { SendError::Away(why) } else { SendError::Refused(why) }
 }

@@ -1,0 +1,5 @@
+//! The worker from outside.
+
+mod fake;
+mod prometheus;
+mod worker;
