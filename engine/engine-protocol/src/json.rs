@@ -96,14 +96,20 @@ fn skip_plain(bytes: &[u8], start: usize) -> usize {
     let mut at = start + short.len();
     for window in long.chunks(WINDOW) {
         let plain = memchr::memchr2(b'"', b'\\', window).unwrap_or(window.len());
-        let least = window[..plain].iter().fold(u8::MAX, |least, byte| least.min(*byte));
-        if least < 0x20 || plain < window.len() {
-            return at
-                + window.iter().position(special).map_or(plain, |found| if least < 0x20 { found } else { plain });
+        if least(&window[..plain]) < 0x20 {
+            return at + window.iter().position(special).unwrap_or(plain);
+        }
+        if plain < window.len() {
+            return at + plain;
         }
         at += window.len();
     }
     at
+}
+
+/// A minimum, since that is what compilers make wide instructions of.
+fn least(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(u8::MAX, |least, byte| least.min(*byte))
 }
 
 fn skip_escape(bytes: &[u8], at: usize) -> Option<usize> {
