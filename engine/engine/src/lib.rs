@@ -15,11 +15,13 @@
 mod channels;
 mod children;
 mod config;
+mod frames;
 mod hub;
 mod peer;
 mod progress;
 mod server;
 mod sys;
+mod upgrade;
 mod vms;
 
 pub use config::{Config, ConfigError};

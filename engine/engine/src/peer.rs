@@ -1,27 +1,39 @@
 //! One worker's control connection: outside bytes stop being bytes here.
 
+use std::io::{self, IoSlice};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use axum::extract::ws::{Message as Frame, WebSocket};
-use engine_protocol::decode;
-use futures_util::{Sink, SinkExt, StreamExt};
+use axum::extract::ws::WebSocket;
+use engine_protocol::{Outbound, decode};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::frames::{self, Event, FrameError, Incoming};
 use crate::hub::{Hub, Origin, Seat};
 use crate::progress::Progress;
 
 /// A peer that takes nothing for this long is gone, whatever its socket says.
 const WRITE_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Messages up to this size are written together, larger ones from where they are.
+const SMALL_BYTES: usize = 16 * 1024;
+
+/// What is written together, about.
+const BATCH_BYTES: usize = 64 * 1024;
+
+/// Pongs that may wait; of more pings than that some go unanswered, which the protocol allows.
+const PONGS: usize = 4;
+
 /// Serves a worker until it leaves or `stop` is cancelled.
 ///
 /// `progress` is the socket's.
 pub(crate) async fn serve(
-    socket: WebSocket,
+    socket: impl AsyncRead + AsyncWrite,
     progress: Progress,
     hub: Arc<Hub>,
     origin: Origin,
@@ -30,21 +42,13 @@ pub(crate) async fn serve(
     let seat = hub.open(origin.clone(), &stop);
     let conn = seat.conn;
     debug!(conn = conn.0, worker = origin.vm_worker, "worker connected");
-    let (sink, mut stream) = socket.split();
+    let (source, sink) = tokio::io::split(socket);
     let Seat { outbound, queued, stop, .. } = seat;
-    let writing = write(sink, outbound, &queued, &progress, WRITE_PATIENCE);
+    let (pings, pongs) = mpsc::channel(PONGS);
+    let writing = write(sink, Queue { outbound, queued: &queued, pongs }, &progress, WRITE_PATIENCE);
     let reading = async {
-        while let Some(frame) = stream.next().await {
-            match frame {
-                Ok(Frame::Text(text)) => receive(&hub, conn, &text),
-                Ok(Frame::Binary(bytes)) => binary(&hub, conn, &bytes),
-                Ok(Frame::Ping(_) | Frame::Pong(_)) => {}
-                Ok(Frame::Close(_)) => break,
-                Err(error) => {
-                    debug!(conn = conn.0, %error, "connection broke");
-                    break;
-                }
-            }
+        if let Err(error) = read(source, &hub, conn, &pings).await {
+            debug!(conn = conn.0, %error, "connection broke");
         }
     };
     tokio::select! {
@@ -57,33 +61,140 @@ pub(crate) async fn serve(
     debug!(conn = conn.0, worker = origin.vm_worker, "worker disconnected");
 }
 
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Socket(#[from] io::Error),
+}
+
+/// Hands on what arrives, until the peer says that it leaves or has left.
+async fn read(
+    mut source: impl AsyncRead + Unpin,
+    hub: &Hub,
+    conn: engine_router::ConnId,
+    pings: &mpsc::Sender<Vec<u8>>,
+) -> Result<(), ReadError> {
+    let mut incoming = Incoming::default();
+    while incoming.fill(&mut source).await? > 0 {
+        while let Some(event) = incoming.next()? {
+            match event {
+                Event::Text(text) => receive(hub, conn, text),
+                Event::Binary(bytes) => binary(hub, conn, bytes),
+                Event::Ping(payload) => drop(pings.try_send(payload.to_vec())),
+                Event::Close => return Ok(()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What waits for a peer.
+struct Queue<'a, M> {
+    outbound: mpsc::Receiver<M>,
+    /// Bytes in `outbound`.
+    queued: &'a AtomicUsize,
+    pongs: mpsc::Receiver<Vec<u8>>,
+}
+
+enum Item {
+    Message(Outbound),
+    Pong(Vec<u8>),
+}
+
+impl<M: Into<Outbound>> Queue<'_, M> {
+    /// Pongs first: peers take a late one as a lost connection.
+    async fn next(&mut self) -> Option<Item> {
+        tokio::select! {
+            biased;
+            Some(payload) = self.pongs.recv() => Some(Item::Pong(payload)),
+            message = self.outbound.recv() => message.map(|message| self.taken(message)),
+        }
+    }
+
+    fn next_at_hand(&mut self) -> Option<Item> {
+        if let Ok(payload) = self.pongs.try_recv() {
+            return Some(Item::Pong(payload));
+        }
+        self.outbound.try_recv().ok().map(|message| self.taken(message))
+    }
+
+    fn taken(&self, message: M) -> Item {
+        let message = message.into();
+        self.queued.fetch_sub(message.len(), Ordering::Relaxed);
+        Item::Message(message)
+    }
+}
+
 /// Sends what is queued, until the peer has gone or takes nothing for as long as `patience`.
 async fn write(
-    mut sink: impl Sink<Frame> + Unpin,
-    mut outbound: mpsc::Receiver<String>,
-    queued: &AtomicUsize,
+    mut sink: impl AsyncWrite + Unpin,
+    mut queue: Queue<'_, impl Into<Outbound>>,
     progress: &Progress,
     patience: Duration,
 ) {
-    while let Some(text) = outbound.recv().await {
-        // What is queued goes out in one flush. A full sink writes before it takes more, so feeding it can stall as well.
+    let mut batch = Vec::new();
+    while let Some(first) = queue.next().await {
         let sending = async {
-            let mut next = Some(text);
-            while let Some(text) = next {
-                queued.fetch_sub(text.len(), Ordering::Relaxed);
-                sink.feed(Frame::Text(text.into())).await?;
-                next = outbound.try_recv().ok();
+            let mut next = Some(first);
+            while let Some(item) = next {
+                send(&mut sink, &mut batch, item).await?;
+                if batch.len() >= BATCH_BYTES {
+                    write_all(&mut sink, &mut [IoSlice::new(&batch)]).await?;
+                    batch.clear();
+                }
+                next = queue.next_at_hand();
             }
+            write_all(&mut sink, &mut [IoSlice::new(&batch)]).await?;
+            batch.clear();
             sink.flush().await
         };
         if !matches!(progress.wait(patience, sending).await, Ok(Ok(()))) {
             return;
         }
+        batch.shrink_to(BATCH_BYTES);
     }
 }
 
+/// Puts `item` into the batch, or behind it onto the wire.
+async fn send(sink: &mut (impl AsyncWrite + Unpin), batch: &mut Vec<u8>, item: Item) -> io::Result<()> {
+    let message = match item {
+        Item::Message(message) => message,
+        Item::Pong(payload) => {
+            frames::pong(batch, &payload);
+            return Ok(());
+        }
+    };
+    frames::begin_text(batch, message.len());
+    let [head, payload, tail] = message.pieces();
+    if message.len() <= SMALL_BYTES {
+        for piece in [head, payload, tail] {
+            batch.extend_from_slice(piece);
+        }
+        return Ok(());
+    }
+    let mut slices = [&*batch, head, payload, tail].map(IoSlice::new);
+    write_all(sink, &mut slices).await?;
+    batch.clear();
+    Ok(())
+}
+
+async fn write_all(sink: &mut (impl AsyncWrite + Unpin), mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+    // Drops what is empty.
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        let written = std::future::poll_fn(|task| Pin::new(&mut *sink).poll_write_vectored(task, slices)).await?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        IoSlice::advance_slices(&mut slices, written);
+    }
+    Ok(())
+}
+
 fn receive(hub: &Hub, conn: engine_router::ConnId, text: &str) {
-    if text.trim().is_empty() {
+    if text.trim_start().is_empty() {
         return;
     }
     match decode(text) {
@@ -117,50 +228,40 @@ pub(crate) async fn telemetry(mut socket: WebSocket, stop: CancellationToken) {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::Pin;
-
     use tokio::io::{AsyncReadExt, DuplexStream};
     use tokio::time::{Instant, sleep, timeout};
-    use tokio_tungstenite::WebSocketStream;
-    use tokio_tungstenite::tungstenite::protocol::Role;
-    use tokio_tungstenite::tungstenite::{Error, Message};
 
     use super::*;
     use crate::progress::Noting;
 
-    /// Three of them are more than a sink takes before it writes.
     const MESSAGE_BYTES: usize = 300 * 1024;
 
     /// Writes three messages to a peer, whose socket is returned.
-    async fn writing() -> (impl Future<Output = ()>, DuplexStream) {
+    fn writing() -> (impl Future<Output = ()>, DuplexStream) {
         let (ours, theirs) = tokio::io::duplex(1024);
         let progress = Progress::new();
-        let socket =
-            WebSocketStream::from_raw_socket(Noting::new(ours, progress.clone(), None), Role::Server, None).await;
-        let sink: Pin<Box<dyn Sink<Frame, Error = Error>>> = Box::pin(socket.with(|frame: Frame| async move {
-            let Frame::Text(text) = frame else { panic!("the engine writes text") };
-            Ok(Message::text(text.as_str()))
-        }));
+        let sink = Noting::new(ours, progress.clone(), None);
         let (sender, outbound) = mpsc::channel(3);
         for _ in 0..3 {
             sender.try_send("x".repeat(MESSAGE_BYTES)).expect("room");
         }
-        let queued = AtomicUsize::new(3 * MESSAGE_BYTES);
         let writing = async move {
-            write(sink, outbound, &queued, &progress, WRITE_PATIENCE).await;
+            let queued = AtomicUsize::new(3 * MESSAGE_BYTES);
+            let (_pings, pongs) = mpsc::channel(PONGS);
+            write(sink, Queue { outbound, queued: &queued, pongs }, &progress, WRITE_PATIENCE).await;
         };
         (writing, theirs)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_frozen_peer_with_messages_waiting_is_given_up() {
-        let (writing, _theirs) = writing().await;
+        let (writing, _theirs) = writing();
         timeout(2 * WRITE_PATIENCE, writing).await.expect("given up");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_peer_gets_everything() {
-        let (writing, mut theirs) = writing().await;
+        let (writing, mut theirs) = writing();
         let begun = Instant::now();
         let reading = async {
             let (mut taken, mut piece) = (0, vec![0; 1024]);
@@ -175,5 +276,32 @@ mod tests {
         let ((), taken) = tokio::join!(writing, reading);
         assert!(taken > 3 * MESSAGE_BYTES, "only {taken} bytes");
         assert!(begun.elapsed() > 10 * WRITE_PATIENCE);
+    }
+
+    /// Small, large, and pings in between: all of it arrives whole, and in order.
+    #[tokio::test]
+    async fn messages_of_all_sizes_arrive_in_order() {
+        let (ours, mut theirs) = tokio::io::duplex(1000);
+        let sizes = [0, 1, 125, 126, 65_535, 65_536, SMALL_BYTES, SMALL_BYTES + 1, 5, BATCH_BYTES, 200_000, 7];
+        let (sender, outbound) = mpsc::channel(sizes.len());
+        let mut wanted = Vec::new();
+        let (pings, pongs) = mpsc::channel(PONGS);
+        pings.try_send(b"there?".to_vec()).expect("room");
+        frames::pong(&mut wanted, b"there?");
+        for size in sizes {
+            let text = "y".repeat(size);
+            frames::begin_text(&mut wanted, size);
+            wanted.extend_from_slice(text.as_bytes());
+            sender.try_send(text).expect("room");
+        }
+        drop((sender, pings));
+        let queued = AtomicUsize::new(sizes.iter().sum());
+        let progress = Progress::new();
+        let writing = write(ours, Queue { outbound, queued: &queued, pongs }, &progress, WRITE_PATIENCE);
+        let mut got = Vec::new();
+        let (read, ()) = tokio::join!(theirs.read_to_end(&mut got), writing);
+        read.expect("read");
+        assert!(got == wanted);
+        assert_eq!(queued.into_inner(), 0);
     }
 }

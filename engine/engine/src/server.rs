@@ -24,8 +24,9 @@ use crate::children::Children;
 use crate::config::{Config, Listener};
 use crate::hub::{Hub, Origin};
 use crate::progress::{Noting, Progress};
+use crate::upgrade::Upgrade;
 use crate::vms::{Seat, VmSocket, accept_vms};
-use crate::{channels, peer, sys};
+use crate::{channels, frames, peer, sys};
 
 /// How long an upgraded connection may take to say what it wants.
 pub(crate) const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
@@ -81,6 +82,7 @@ impl Shared {
 /// What could not be started; nothing is left running then.
 pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), EngineError> {
     sys::raise_open_files();
+    sys::keep_freed_memory();
     let hub = Hub::new();
     let mut tasks = JoinSet::new();
     // Peers outlive `stop`: the daemons still have things to say while they end.
@@ -167,15 +169,14 @@ pub(crate) async fn http(
     let _ = stop.run_until_cancelled(connection).await;
 }
 
-async fn control(upgrade: WebSocketUpgrade, State(shared): State<Shared>) -> Response {
-    upgrade
-        .max_message_size(MAX_MESSAGE_BYTES)
-        .max_frame_size(MAX_FRAME_BYTES)
-        .on_upgrade(move |socket| peer::serve(socket, shared.progress, shared.hub, shared.origin, shared.stop))
+async fn control(upgrade: Upgrade, State(shared): State<Shared>) -> Response {
+    upgrade.serve(move |socket| peer::serve(socket, shared.progress, shared.hub, shared.origin, shared.stop))
 }
 
+/// Every worker may hold one beside its own, and says little on it.
 async fn telemetry(upgrade: WebSocketUpgrade, State(shared): State<Shared>) -> Response {
     upgrade
+        .read_buffer_size(frames::QUIET_BYTES)
         .max_message_size(MAX_MESSAGE_BYTES)
         .max_frame_size(MAX_FRAME_BYTES)
         .on_upgrade(move |socket| peer::telemetry(socket, shared.stop))
