@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engine_protocol::{ErrorBody, Message, raw};
+use engine_protocol::{ErrorBody, Message, Outbound, raw};
 use engine_router::{ConnId, Effect, Input, Opened, Router};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,7 @@ struct State {
 }
 
 struct Queue {
-    sender: mpsc::Sender<String>,
+    sender: mpsc::Sender<Outbound>,
     bytes: Arc<AtomicUsize>,
     stop: CancellationToken,
     /// Whose channels it makes.
@@ -41,7 +41,7 @@ struct Queue {
 /// A connection's own end: what is to be sent to it, and when to stop.
 pub(crate) struct Seat {
     pub(crate) conn: ConnId,
-    pub(crate) outbound: mpsc::Receiver<String>,
+    pub(crate) outbound: mpsc::Receiver<Outbound>,
     /// Bytes in the queue; the writer takes off what it has sent.
     pub(crate) queued: Arc<AtomicUsize>,
     pub(crate) stop: CancellationToken,
@@ -106,7 +106,7 @@ impl Hub {
         while let Some(input) = inputs.pop() {
             for effect in state.router.step(unix_ms(), input) {
                 match effect {
-                    Effect::Send { conn, message } => state.send(conn, &message),
+                    Effect::Send { conn, message } => state.send(conn, message),
                     Effect::Close { conn } => state.cut(conn),
                     Effect::CreateChannel { conn, invocation, buffer } => {
                         let Some(queue) = state.queues.get(&conn) else { continue };
@@ -125,9 +125,9 @@ impl Hub {
 }
 
 impl State {
-    fn send(&self, conn: ConnId, message: &Message) {
+    fn send(&self, conn: ConnId, message: Message) {
         let Some(queue) = self.queues.get(&conn) else { return };
-        let text = message.encode();
+        let text = message.into_outbound();
         let queued = queue.bytes.fetch_add(text.len(), Ordering::Relaxed) + text.len();
         if queued > MAX_QUEUED_BYTES + text.len() || queue.sender.try_send(text).is_err() {
             warn!(conn = conn.0, queued, "worker does not read, connection closed");
