@@ -1,10 +1,17 @@
 //! Tells a handler who calls: `_caller_worker_id` goes into an object payload without taking the payload apart.
 
+use std::borrow::Cow;
+
 use serde_json::value::RawValue;
 
 use crate::members::without_member;
+use crate::outbound::push_string;
+use crate::payload::payload;
 
 const KEY: &str = "_caller_worker_id";
+
+/// Braces, quotes, colon and comma.
+const ROOM: usize = 8;
 
 /// The payload begins like an object and is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -21,9 +28,28 @@ pub fn with_caller(data: Box<RawValue>, caller: &str) -> Result<Box<RawValue>, B
     if !text.starts_with('{') {
         return Ok(data);
     }
-    let inside = without_member(text, KEY).ok_or(BadPayload)?;
-    let comma = if inside.trim_start().is_empty() { "" } else { "," };
-    RawValue::from_string(format!("{{\"{KEY}\":\"{caller}\"{comma}{inside}}}")).map_err(|_| BadPayload)
+    let inside = if may_hold_key(text) {
+        Cow::Owned(without_member(text, KEY).ok_or(BadPayload)?)
+    } else {
+        Cow::Borrowed(text.strip_prefix('{').and_then(|text| text.strip_suffix('}')).ok_or(BadPayload)?)
+    };
+    let mut spliced = String::with_capacity(inside.len() + KEY.len() + caller.len() + ROOM);
+    spliced.push_str("{\"");
+    spliced.push_str(KEY);
+    spliced.push_str("\":");
+    push_string(&mut spliced, caller);
+    if !inside.trim_ascii_start().is_empty() {
+        spliced.push(',');
+    }
+    spliced.push_str(&inside);
+    spliced.push('}');
+    payload(spliced).ok_or(BadPayload)
+}
+
+/// Without looking at the structure: the key's name is there somewhere, or an escape that may spell it.
+fn may_hold_key(text: &str) -> bool {
+    let holds = |wanted: &str| memchr::memmem::find(text.as_bytes(), wanted.as_bytes()).is_some();
+    holds(KEY) || holds("\\u")
 }
 
 #[cfg(test)]

@@ -10,12 +10,17 @@
 //!
 //! Always true:
 //! - Decoding is lenient as the published SDKs need it: unknown fields are ignored, `null` is absent.
+//! - A payload that [`decode`] returns is JSON, to the byte: what is not never reaches another worker.
 //! - Encoding leaves absent optionals out, except where a peer cannot do without (`data` of an invocation).
 
 mod builtin;
 mod caller;
+mod json;
 mod members;
 mod message;
+mod outbound;
+mod payload;
+mod shallow;
 
 pub use builtin::is_builtin;
 pub use caller::{BadPayload, with_caller};
@@ -25,6 +30,7 @@ pub use message::{
     Reattach, RegisterFunction, RegisterTrigger, RegisterTriggerType, TriggerRegistrationResult, UnregisterFunction,
     UnregisterTrigger, UnregisterTriggerType, WorkerRegistered, decode, raw,
 };
+pub use outbound::Outbound;
 
 /// Largest message either side accepts.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;

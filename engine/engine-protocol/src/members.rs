@@ -4,6 +4,8 @@
 //! of two equal keys, half a surrogate pair. So this looks for the borders of the members only. It sees to it that none
 //! is missed, not that the values are JSON: a value ends at the first comma or brace outside of strings and brackets.
 
+use crate::json::{expect, skip_space, skip_string};
+
 /// The text between the object's braces without the members called `key`, or `None` for what is no object.
 ///
 /// `key` may be spelled with `\u` escapes in the object; it must itself need none. Members keep the white space around
@@ -40,27 +42,6 @@ pub fn without_member(object: &str, key: &str) -> Option<String> {
             _ => return None,
         }
         start = at;
-    }
-}
-
-fn expect(bytes: &[u8], at: usize, wanted: u8) -> Option<usize> {
-    (bytes.get(at) == Some(&wanted)).then_some(at + 1)
-}
-
-fn skip_space(bytes: &[u8], at: usize) -> usize {
-    let rest = bytes.get(at..).unwrap_or_default();
-    at + rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r')).count()
-}
-
-/// From a string's first quote to behind its last.
-fn skip_string(bytes: &[u8], at: usize) -> Option<usize> {
-    let mut at = expect(bytes, at, b'"')?;
-    loop {
-        match bytes.get(at)? {
-            b'"' => return Some(at + 1),
-            b'\\' => at += 2,
-            _ => at += 1,
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Bound;
 
 use engine_protocol::{ErrorBody, raw};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -57,10 +57,31 @@ pub(crate) fn is_own(id: &str) -> bool {
     id.starts_with("engine::") && BUILTINS.iter().any(|(own, _)| *own == id)
 }
 
+/// A function as lists show it; written as it is, since there may be many.
+#[derive(Serialize)]
+struct FunctionSummary<'a> {
+    function_id: &'a str,
+    worker_name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<&'a RawValue>,
+}
+
+#[derive(Serialize)]
+struct FunctionList<'a> {
+    functions: Vec<FunctionSummary<'a>>,
+}
+
 type Outcome = Result<Value, ErrorBody>;
 
 fn not_found(what: &str, name: &str) -> ErrorBody {
     ErrorBody::new("NOT_FOUND", format!("there is no {what} `{name}`"))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn unwritable(error: serde_json::Error) -> ErrorBody {
+    ErrorBody::new("serialization_error", error.to_string())
 }
 
 fn needed<'a>(field: &'static str, value: Option<&'a String>) -> Result<&'a str, ErrorBody> {
@@ -89,7 +110,10 @@ impl Router {
                 let buffer = usize::try_from(question.buffer_size.unwrap_or(64).clamp(1, 1024)).unwrap_or(64);
                 return self.effects.push(Effect::CreateChannel { conn, invocation: answer_to, buffer });
             }
-            "engine::functions::list" => Ok(self.list_functions(conn, &question)),
+            "engine::functions::list" => {
+                let list = raw(&self.list_functions(conn, &question)).map(Some).map_err(unwritable);
+                return self.answer(conn, answer_to, id, list);
+            }
             "engine::functions::info" => self.function_info(conn, &question),
             "engine::triggers::list" | "engine::trigger-types::list" => Ok(self.list_trigger_types(&question)),
             "engine::triggers::info" => self.trigger_type_info(&question),
@@ -103,9 +127,7 @@ impl Router {
     }
 
     fn answer_value(&mut self, conn: ConnId, answer_to: Option<Uuid>, id: &str, result: Outcome) {
-        let result = result.and_then(|value| {
-            raw(&value).map(Some).map_err(|error| ErrorBody::new("serialization_error", error.to_string()))
-        });
+        let result = result.and_then(|value| raw(&value).map(Some).map_err(unwritable));
         self.answer(conn, answer_to, id, result);
     }
 
@@ -146,14 +168,18 @@ impl Router {
         self.worker_name(provider.conn).unwrap_or_else(|| before_colons(&provider.function.id))
     }
 
+    fn listed<'a>(&self, provider: &'a Provider) -> FunctionSummary<'a> {
+        FunctionSummary {
+            function_id: &provider.function.id,
+            worker_name: self.provider_name(provider),
+            description: provider.function.description.as_deref(),
+            metadata: provider.function.metadata.as_deref(),
+        }
+    }
+
     fn function_summary(&self, provider: &Provider) -> Value {
-        let mut summary = json!({
-            "function_id": provider.function.id,
-            "worker_name": self.provider_name(provider),
-        });
-        set(&mut summary, "description", provider.function.description.as_ref());
-        set(&mut summary, "metadata", provider.function.metadata.as_ref());
-        summary
+        // Strings and JSON that was parsed once.
+        serde_json::to_value(self.listed(provider)).unwrap_or_default()
     }
 
     /// Of all functions, ours and internal ones included.
@@ -163,7 +189,7 @@ impl Router {
     }
 
     /// Looks only at ids with the prefix, and summarises only what is asked for.
-    fn list_functions(&self, conn: ConnId, question: &Question) -> Value {
+    fn list_functions(&self, conn: ConnId, question: &Question) -> FunctionList<'_> {
         let internal = question.include_internal.unwrap_or(false);
         let prefix = question.prefix.as_deref().unwrap_or_default();
         let search = question.search.as_ref().map(|search| search.to_lowercase());
@@ -182,10 +208,15 @@ impl Router {
                 && self.may_call(conn, &provider.function.id)
                 && (question.worker.is_none() || of_worker(&self.provider_name(provider)))
         });
-        let mut functions: Vec<Value> =
-            builtin.map(builtin_summary).chain(live.map(|provider| self.function_summary(provider))).collect();
-        functions.sort_by(|one, other| one["function_id"].as_str().cmp(&other["function_id"].as_str()));
-        json!({ "functions": functions })
+        let builtin = builtin.map(|(id, description)| FunctionSummary {
+            function_id: id,
+            worker_name: BUILTIN_WORKER.to_owned(),
+            description: Some(description),
+            metadata: None,
+        });
+        let mut functions: Vec<_> = builtin.chain(live.map(|provider| self.listed(provider))).collect();
+        functions.sort_by_key(|summary| summary.function_id);
+        FunctionList { functions }
     }
 
     fn function_info(&self, conn: ConnId, question: &Question) -> Outcome {
@@ -418,9 +449,10 @@ fn is_internal(provider: &Provider) -> bool {
     if id.starts_with("engine::") && !id.starts_with("engine::queue::") {
         return true;
     }
-    provider.function.metadata.as_ref().is_some_and(|metadata| {
-        serde_json::from_str::<Value>(metadata.get()).is_ok_and(|metadata| metadata["internal"] == true)
-    })
+    let Some(metadata) = provider.function.metadata.as_ref().map(|metadata| metadata.get()) else { return false };
+    // Most say nothing of it, and need not be parsed to see that.
+    let said = metadata.contains("internal") || metadata.contains('\\');
+    said && serde_json::from_str::<Value>(metadata).is_ok_and(|metadata| metadata["internal"] == true)
 }
 
 fn set(object: &mut Value, key: &str, value: Option<&impl serde::Serialize>) {

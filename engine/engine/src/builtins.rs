@@ -24,6 +24,14 @@ impl Made {
     }
 }
 
+/// What a worker is made with.
+pub(crate) struct Given {
+    /// What is stored, or else the block of config.yaml.
+    pub(crate) settings: Settings,
+    /// The block of config.yaml: where what is stored cannot be listened on, that may do.
+    pub(crate) declared: Option<Settings>,
+}
+
 /// One kind of built-in worker.
 pub(crate) struct Kind {
     pub(crate) name: &'static str,
@@ -31,7 +39,7 @@ pub(crate) struct Kind {
     pub(crate) schema: fn() -> Value,
     /// Whether its settings are kept by the `configuration` worker, and followed.
     pub(crate) is_configurable: bool,
-    pub(crate) make: fn(Engine, Settings) -> BoxFuture<'static, Result<Made, BuiltinError>>,
+    pub(crate) make: fn(Engine, Given) -> BoxFuture<'static, Result<Made, BuiltinError>>,
 }
 
 /// A kind that does nothing for connections besides answering calls.
@@ -41,7 +49,7 @@ macro_rules! plain {
             name: $worker::NAME,
             schema: $worker::schema,
             is_configurable: $is_configurable,
-            make: |engine, settings| $worker::create(engine, settings).map_ok(Made::plain).boxed(),
+            make: |engine, given| $worker::create(engine, given.settings).map_ok(Made::plain).boxed(),
         }
     };
 }
@@ -52,19 +60,42 @@ const KINDS: &[Kind] = &[
         name: builtin_observability::NAME,
         schema: builtin_observability::schema,
         is_configurable: true,
-        make: |engine, settings| observability(engine, settings).boxed(),
+        make: |engine, given| observability(engine, given.settings).boxed(),
     },
     plain!(builtin_state, true),
     plain!(builtin_pubsub, true),
     plain!(builtin_cron, true),
-    plain!(builtin_http, true),
+    Kind {
+        name: builtin_http::NAME,
+        schema: builtin_http::schema,
+        is_configurable: true,
+        make: |engine, given| {
+            async move {
+                let worker: Arc<dyn Builtin> = builtin_http::Http::new(engine, given.settings, given.declared)?;
+                Ok(Made::plain(worker))
+            }
+            .boxed()
+        },
+    },
+    Kind {
+        name: builtin_stream::NAME,
+        schema: builtin_stream::schema,
+        is_configurable: true,
+        make: |engine, given| {
+            async move {
+                let worker = builtin_stream::Stream::create(engine, given.settings, given.declared).await?;
+                Ok(Made::plain(Arc::new(worker)))
+            }
+            .boxed()
+        },
+    },
     plain!(builtin_bridge, false),
     plain!(builtin_exec, false),
     Kind {
         name: builtin_http_functions::NAME,
         schema: builtin_http_functions::schema,
         is_configurable: false,
-        make: |engine, settings| http_functions(engine, settings).boxed(),
+        make: |engine, given| http_functions(engine, given.settings).boxed(),
     },
 ];
 

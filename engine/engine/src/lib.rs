@@ -17,6 +17,7 @@ mod builtins;
 mod channels;
 mod children;
 mod config;
+mod frames;
 mod handle;
 mod hub;
 mod listener;
@@ -27,6 +28,7 @@ mod progress;
 mod reload;
 mod server;
 mod sys;
+mod upgrade;
 mod vms;
 
 pub use config::{Config, ConfigError};

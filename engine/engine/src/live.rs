@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::access::Services;
-use crate::builtins::{Kind, Made, kind};
+use crate::builtins::{Given, Kind, Made, kind};
 use crate::children::Children;
 use crate::config::{Config, Entry};
 use crate::handle::Handle;
@@ -70,6 +70,7 @@ impl EngineError {
 /// What could not be started; nothing is left running then.
 pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), EngineError> {
     sys::raise_open_files();
+    sys::keep_freed_memory();
     let mut listening = Vec::new();
     for listener in &config.listeners {
         listening.push((bind(listener).await?, listener.clone()));
@@ -192,10 +193,14 @@ impl Live {
         }
         let Some(kind) = kind(&entry.name) else { return Ok(()) };
         let settings = self.settings(kind, &entry).await.map_err(failed)?;
-        let made = match (kind.make)(Arc::clone(&self.engine), settings.clone()).await {
-            Err(error) if Some(&settings) != entry.config.as_ref() && kind.is_configurable => {
-                warn!(worker = entry.name, %error, "stored settings do not work, those of config.yaml are used");
-                (kind.make)(Arc::clone(&self.engine), entry.config.clone().unwrap_or(Value::Null)).await
+        let declared = entry.config.clone();
+        let given = Given { settings: settings.clone(), declared: declared.clone() };
+        let made = match (kind.make)(Arc::clone(&self.engine), given).await {
+            Err(error) if Some(&settings) != declared.as_ref() && kind.is_configurable => {
+                let reason = chain(&error);
+                warn!(worker = entry.name, reason, "stored settings do not work, those of config.yaml are used");
+                let given = Given { settings: declared.clone().unwrap_or(Value::Null), declared };
+                (kind.make)(Arc::clone(&self.engine), given).await
             }
             made => made,
         };

@@ -1,16 +1,19 @@
 //! One worker's control connection: outside bytes stop being bytes here.
 
+use std::io::{self, IoSlice};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::{Message as Frame, WebSocket};
-use engine_protocol::{Message, decode, with_caller};
-use futures_util::{Sink, SinkExt, StreamExt};
+use engine_protocol::{Message, Outbound, decode, with_caller};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::access::Access;
+use crate::frames::{self, Event, FrameError, Incoming};
 use crate::hub::{Hub, Origin, Outgoing, Seat};
 use crate::pressure::Pressure;
 use crate::progress::Progress;
@@ -18,11 +21,20 @@ use crate::progress::Progress;
 /// A peer that takes nothing for this long is gone, whatever its socket says.
 const WRITE_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Messages up to this size are written together, larger ones from where they are.
+const SMALL_BYTES: usize = 16 * 1024;
+
+/// What is written together, about.
+const BATCH_BYTES: usize = 64 * 1024;
+
+/// Pongs that may wait; of more pings than that some go unanswered, which the protocol allows.
+const PONGS: usize = 4;
+
 /// Serves a worker until it leaves or `stop` is cancelled.
 ///
 /// `progress` is the socket's.
 pub(crate) async fn serve(
-    socket: WebSocket,
+    socket: impl AsyncRead + AsyncWrite,
     progress: Progress,
     hub: Arc<Hub>,
     access: Access,
@@ -32,21 +44,13 @@ pub(crate) async fn serve(
     let seat = hub.open(origin.clone(), &stop);
     let conn = seat.conn;
     debug!(conn = conn.0, worker = origin.vm_worker, "worker connected");
-    let (sink, mut stream) = socket.split();
+    let (source, sink) = tokio::io::split(socket);
     let Seat { outbound, pressure, stop, .. } = seat;
-    let writing = write(sink, outbound, &pressure, &progress, WRITE_PATIENCE);
+    let (pings, pongs) = mpsc::channel(PONGS);
+    let writing = write(sink, Queue { outbound, pressure: &pressure, pongs }, &progress, WRITE_PATIENCE);
     let reading = async {
-        while let Some(frame) = stream.next().await {
-            match frame {
-                Ok(Frame::Text(text)) => receive(&hub, &access, conn, &text).await,
-                Ok(Frame::Binary(bytes)) => binary(&hub, &access, conn, &bytes).await,
-                Ok(Frame::Ping(_) | Frame::Pong(_)) => {}
-                Ok(Frame::Close(_)) => break,
-                Err(error) => {
-                    debug!(conn = conn.0, %error, "connection broke");
-                    break;
-                }
-            }
+        if let Err(error) = read(source, &hub, &access, conn, &pings).await {
+            debug!(conn = conn.0, %error, "connection broke");
         }
     };
     tokio::select! {
@@ -59,54 +63,148 @@ pub(crate) async fn serve(
     debug!(conn = conn.0, worker = origin.vm_worker, "worker disconnected");
 }
 
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Socket(#[from] io::Error),
+}
+
+/// Hands on what arrives, until the peer says that it leaves or has left.
+async fn read(
+    mut source: impl AsyncRead + Unpin,
+    hub: &Arc<Hub>,
+    access: &Access,
+    conn: engine_router::ConnId,
+    pings: &mpsc::Sender<Vec<u8>>,
+) -> Result<(), ReadError> {
+    let mut incoming = Incoming::default();
+    while incoming.fill(&mut source).await? > 0 {
+        while let Some(event) = incoming.next()? {
+            match event {
+                Event::Text(text) => receive(hub, access, conn, text).await,
+                Event::Binary(bytes) => binary(hub, access, conn, bytes).await,
+                Event::Ping(payload) => drop(pings.try_send(payload.to_vec())),
+                Event::Close => return Ok(()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What waits for a peer.
+struct Queue<'a> {
+    outbound: mpsc::UnboundedReceiver<Outgoing>,
+    /// Of `outbound`.
+    pressure: &'a Pressure,
+    pongs: mpsc::Receiver<Vec<u8>>,
+}
+
+enum Item {
+    Message(Outbound),
+    Pong(Vec<u8>),
+}
+
+impl Queue<'_> {
+    /// Pongs first: peers take a late one as a lost connection.
+    async fn next(&mut self) -> Option<Item> {
+        tokio::select! {
+            biased;
+            Some(payload) = self.pongs.recv() => Some(Item::Pong(payload)),
+            message = self.outbound.recv() => message.map(|message| self.taken(message)),
+        }
+    }
+
+    fn next_at_hand(&mut self) -> Option<Item> {
+        if let Ok(payload) = self.pongs.try_recv() {
+            return Some(Item::Pong(payload));
+        }
+        self.outbound.try_recv().ok().map(|message| self.taken(message))
+    }
+
+    fn taken(&self, outgoing: Outgoing) -> Item {
+        self.pressure.take(outgoing.bytes);
+        Item::Message(outbound(outgoing))
+    }
+}
+
+/// A message's bytes. A call tells its handler who calls.
+fn outbound(outgoing: Outgoing) -> Outbound {
+    let Outgoing { mut message, caller, .. } = outgoing;
+    if let (Message::InvokeFunction(call), Some(caller)) = (&mut message, caller)
+        && let Some(data) = call.data.take()
+    {
+        // Data was JSON when it arrived: it has a caller put in, or needs none.
+        call.data = with_caller(data, &caller.to_string()).ok();
+    }
+    message.into_outbound()
+}
+
 /// Sends what is queued, until the peer has gone or takes nothing for as long as `patience`.
-async fn write(
-    mut sink: impl Sink<Frame> + Unpin,
-    mut outbound: mpsc::UnboundedReceiver<Outgoing>,
-    pressure: &Pressure,
-    progress: &Progress,
-    patience: Duration,
-) {
-    while let Some(first) = outbound.recv().await {
-        // What is queued goes out in one flush. A full sink writes before it takes more, so feeding it can stall as well.
+async fn write(mut sink: impl AsyncWrite + Unpin, mut queue: Queue<'_>, progress: &Progress, patience: Duration) {
+    let mut batch = Vec::new();
+    while let Some(first) = queue.next().await {
         let sending = async {
             let mut next = Some(first);
-            while let Some(outgoing) = next {
-                let bytes = outgoing.bytes;
-                if let Some(text) = text_of(outgoing) {
-                    sink.feed(Frame::Text(text.into())).await?;
+            while let Some(item) = next {
+                send(&mut sink, &mut batch, item).await?;
+                if batch.len() >= BATCH_BYTES {
+                    write_all(&mut sink, &mut [IoSlice::new(&batch)]).await?;
+                    batch.clear();
                 }
-                pressure.take(bytes);
-                next = outbound.try_recv().ok();
+                next = queue.next_at_hand();
             }
+            write_all(&mut sink, &mut [IoSlice::new(&batch)]).await?;
+            batch.clear();
             sink.flush().await
         };
         if !matches!(progress.wait(patience, sending).await, Ok(Ok(()))) {
             return;
         }
+        batch.shrink_to(BATCH_BYTES);
     }
 }
 
-/// The frame of a message. A call tells its handler who calls.
-fn text_of(outgoing: Outgoing) -> Option<String> {
-    let Outgoing { mut message, caller, .. } = outgoing;
-    if let (Message::InvokeFunction(call), Some(caller)) = (&mut message, caller)
-        && let Some(data) = call.data.take()
-    {
-        match with_caller(data, &caller.to_string()) {
-            Ok(data) => call.data = Some(data),
-            Err(error) => {
-                warn!(%error, function = call.function_id, "call dropped");
-                return None;
-            }
+/// Puts `item` into the batch, or behind it onto the wire.
+async fn send(sink: &mut (impl AsyncWrite + Unpin), batch: &mut Vec<u8>, item: Item) -> io::Result<()> {
+    let message = match item {
+        Item::Message(message) => message,
+        Item::Pong(payload) => {
+            frames::pong(batch, &payload);
+            return Ok(());
         }
+    };
+    frames::begin_text(batch, message.len());
+    let [head, payload, tail] = message.pieces();
+    if message.len() <= SMALL_BYTES {
+        for piece in [head, payload, tail] {
+            batch.extend_from_slice(piece);
+        }
+        return Ok(());
     }
-    Some(message.encode())
+    let mut slices = [&*batch, head, payload, tail].map(IoSlice::new);
+    write_all(sink, &mut slices).await?;
+    batch.clear();
+    Ok(())
+}
+
+async fn write_all(sink: &mut (impl AsyncWrite + Unpin), mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+    // Drops what is empty.
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        let written = std::future::poll_fn(|task| Pin::new(&mut *sink).poll_write_vectored(task, slices)).await?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        IoSlice::advance_slices(&mut slices, written);
+    }
+    Ok(())
 }
 
 /// One frame's text. Waits while those the message goes to have no room: the peer's next frame is not read then.
 async fn receive(hub: &Arc<Hub>, access: &Access, conn: engine_router::ConnId, text: &str) {
-    if text.trim().is_empty() {
+    if text.trim_start().is_empty() {
         return;
     }
     let message = match decode(text) {
@@ -149,57 +247,65 @@ pub(crate) async fn telemetry(mut socket: WebSocket, access: Access, stop: Cance
     }
 }
 
+/// Tells a peer why it does not come in, and ends its connection.
+pub(crate) async fn refuse(mut socket: impl AsyncWrite + Unpin, why: Message) {
+    let why = why.into_outbound();
+    let mut bytes = Vec::new();
+    frames::begin_text(&mut bytes, why.len());
+    why.pieces().iter().for_each(|piece| bytes.extend_from_slice(piece));
+    frames::close(&mut bytes);
+    let telling = async {
+        socket.write_all(&bytes).await?;
+        socket.shutdown().await
+    };
+    // Whoever does not listen need not know.
+    let _ = tokio::time::timeout(WRITE_PATIENCE, telling).await;
+}
+
 #[cfg(test)]
 mod tests {
-    use std::pin::Pin;
-
-    use engine_protocol::{self as protocol, ErrorBody, ErrorMessage};
+    use engine_protocol::{ErrorBody, ErrorMessage};
     use tokio::io::{AsyncReadExt, DuplexStream};
     use tokio::time::{Instant, sleep, timeout};
-    use tokio_tungstenite::WebSocketStream;
-    use tokio_tungstenite::tungstenite::protocol::Role;
-    use tokio_tungstenite::tungstenite::{Error, Message};
 
     use super::*;
     use crate::progress::Noting;
 
-    /// Three of them are more than a sink takes before it writes.
     const MESSAGE_BYTES: usize = 300 * 1024;
 
+    /// A message whose frame has about `bytes` bytes.
+    fn text(bytes: usize, pressure: &Pressure) -> Outgoing {
+        let error = ErrorBody::new("x".repeat(bytes), "");
+        pressure.add(bytes);
+        Outgoing { message: Message::Error(ErrorMessage { error }), caller: None, bytes }
+    }
+
     /// Writes three messages to a peer, whose socket is returned.
-    async fn writing() -> (impl Future<Output = ()>, DuplexStream) {
+    fn writing() -> (impl Future<Output = ()>, DuplexStream) {
         let (ours, theirs) = tokio::io::duplex(1024);
         let progress = Progress::new();
-        let socket =
-            WebSocketStream::from_raw_socket(Noting::new(ours, progress.clone(), None), Role::Server, None).await;
-        let sink: Pin<Box<dyn Sink<Frame, Error = Error>>> = Box::pin(socket.with(|frame: Frame| async move {
-            let Frame::Text(text) = frame else { panic!("the engine writes text") };
-            Ok(Message::text(text.as_str()))
-        }));
+        let sink = Noting::new(ours, progress.clone(), None);
         let (sender, outbound) = mpsc::unbounded_channel();
         let pressure = Pressure::default();
         for _ in 0..3 {
-            let error = ErrorBody::new("x".repeat(MESSAGE_BYTES), "");
-            let message = protocol::Message::Error(ErrorMessage { error });
-            pressure.add(MESSAGE_BYTES);
-            sender.send(Outgoing { message, caller: None, bytes: MESSAGE_BYTES }).ok().expect("a queue");
+            sender.send(text(MESSAGE_BYTES, &pressure)).ok().expect("a queue");
         }
-        drop(sender);
         let writing = async move {
-            write(sink, outbound, &pressure, &progress, WRITE_PATIENCE).await;
+            let (_pings, pongs) = mpsc::channel(PONGS);
+            write(sink, Queue { outbound, pressure: &pressure, pongs }, &progress, WRITE_PATIENCE).await;
         };
         (writing, theirs)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_frozen_peer_with_messages_waiting_is_given_up() {
-        let (writing, _theirs) = writing().await;
+        let (writing, _theirs) = writing();
         timeout(2 * WRITE_PATIENCE, writing).await.expect("given up");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_peer_gets_everything() {
-        let (writing, mut theirs) = writing().await;
+        let (writing, mut theirs) = writing();
         let begun = Instant::now();
         let reading = async {
             let (mut taken, mut piece) = (0, vec![0; 1024]);
@@ -214,5 +320,32 @@ mod tests {
         let ((), taken) = tokio::join!(writing, reading);
         assert!(taken > 3 * MESSAGE_BYTES, "only {taken} bytes");
         assert!(begun.elapsed() > 10 * WRITE_PATIENCE);
+    }
+
+    /// Small, large, and pings in between: all of it arrives whole, and in order.
+    #[tokio::test]
+    async fn messages_of_all_sizes_arrive_in_order() {
+        let (ours, mut theirs) = tokio::io::duplex(1000);
+        let sizes = [0, 1, 125, 126, 65_535, 65_536, SMALL_BYTES, SMALL_BYTES + 1, 5, BATCH_BYTES, 200_000, 7];
+        let (sender, outbound) = mpsc::unbounded_channel();
+        let pressure = Pressure::default();
+        let mut wanted = Vec::new();
+        let (pings, pongs) = mpsc::channel(PONGS);
+        pings.try_send(b"there?".to_vec()).expect("room");
+        frames::pong(&mut wanted, b"there?");
+        for size in sizes {
+            let outgoing = text(size, &pressure);
+            let encoded = outgoing.message.encode();
+            frames::begin_text(&mut wanted, encoded.len());
+            wanted.extend_from_slice(encoded.as_bytes());
+            sender.send(outgoing).ok().expect("a queue");
+        }
+        drop((sender, pings));
+        let progress = Progress::new();
+        let writing = write(ours, Queue { outbound, pressure: &pressure, pongs }, &progress, WRITE_PATIENCE);
+        let mut got = Vec::new();
+        let (read, ()) = tokio::join!(theirs.read_to_end(&mut got), writing);
+        read.expect("read");
+        assert!(got == wanted);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router as Routes;
-use axum::extract::ws::{Message as Frame, WebSocket};
+use axum::extract::ws::Message as Frame;
 use axum::extract::{Path as UrlPath, Query, RawQuery, State, WebSocketUpgrade};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -25,8 +25,9 @@ use crate::access::{Access, Services};
 use crate::hub::{Hub, Origin};
 use crate::listener::Listener;
 use crate::progress::{Noting, Progress};
+use crate::upgrade::Upgrade;
 use crate::vms::Seat;
-use crate::{channels, peer};
+use crate::{channels, frames, peer};
 
 /// How long an upgraded connection may take to say what it wants.
 pub(crate) const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
@@ -53,22 +54,22 @@ impl Shared {
         Self { hub, services, listener, origin, progress: Progress::new(), stop }
     }
 
-    /// Decides on a new connection; one that is refused is told why.
-    async fn admit(&mut self, socket: &mut WebSocket, headers: &HeaderMap, query: &str) -> Option<Access> {
-        let address = self.origin.address.as_deref();
+    /// Decides on a new connection.
+    ///
+    /// # Errors
+    /// What it is to be told.
+    async fn admit(&mut self, headers: &HeaderMap, query: Option<&str>) -> Result<Access, Message> {
+        let (address, query) = (self.origin.address.as_deref(), query.unwrap_or_default());
         let admitted =
             Access::admit(&self.hub, &self.listener, Arc::clone(&self.services), headers, query, address).await;
         match admitted {
             Ok((access, session)) => {
                 self.origin.session = session;
-                Some(access)
+                Ok(access)
             }
             Err(error) => {
                 debug!(code = error.code, reason = error.message, "connection refused");
-                let text = Message::Error(ErrorMessage { error }).encode();
-                let _ = socket.send(Frame::Text(text.into())).await;
-                let _ = socket.send(Frame::Close(None)).await;
-                None
+                Err(Message::Error(ErrorMessage { error }))
             }
         }
     }
@@ -123,33 +124,39 @@ pub(crate) async fn http(
 }
 
 async fn control(
-    upgrade: WebSocketUpgrade,
     headers: HeaderMap,
     RawQuery(query): RawQuery,
     State(mut shared): State<Shared>,
+    upgrade: Upgrade,
 ) -> Response {
-    upgrade.max_message_size(MAX_MESSAGE_BYTES).max_frame_size(MAX_FRAME_BYTES).on_upgrade(
-        move |mut socket| async move {
-            if let Some(access) = shared.admit(&mut socket, &headers, query.as_deref().unwrap_or_default()).await {
-                peer::serve(socket, shared.progress, shared.hub, access, shared.origin, shared.stop).await;
-            }
-        },
-    )
+    upgrade.serve(move |socket| async move {
+        match shared.admit(&headers, query.as_deref()).await {
+            Ok(access) => peer::serve(socket, shared.progress, shared.hub, access, shared.origin, shared.stop).await,
+            Err(why) => peer::refuse(socket, why).await,
+        }
+    })
 }
 
+/// Every worker may hold one beside its own, and says little on it.
 async fn telemetry(
-    upgrade: WebSocketUpgrade,
     headers: HeaderMap,
     RawQuery(query): RawQuery,
     State(mut shared): State<Shared>,
+    upgrade: WebSocketUpgrade,
 ) -> Response {
-    upgrade.max_message_size(MAX_MESSAGE_BYTES).max_frame_size(MAX_FRAME_BYTES).on_upgrade(
-        move |mut socket| async move {
-            if let Some(access) = shared.admit(&mut socket, &headers, query.as_deref().unwrap_or_default()).await {
-                peer::telemetry(socket, access, shared.stop).await;
+    upgrade
+        .read_buffer_size(frames::QUIET_BYTES)
+        .max_message_size(MAX_MESSAGE_BYTES)
+        .max_frame_size(MAX_FRAME_BYTES)
+        .on_upgrade(move |mut socket| async move {
+            match shared.admit(&headers, query.as_deref()).await {
+                Ok(access) => peer::telemetry(socket, access, shared.stop).await,
+                Err(why) => {
+                    let _ = socket.send(Frame::Text(why.encode().into())).await;
+                    let _ = socket.send(Frame::Close(None)).await;
+                }
             }
-        },
-    )
+        })
 }
 
 #[derive(Deserialize)]

@@ -15,8 +15,8 @@
 
 mod driver;
 mod processes;
-mod redis;
 mod prometheus;
+mod redis;
 mod registry;
 mod rig;
 pub mod sdk;
@@ -24,8 +24,8 @@ mod view;
 
 pub use driver::{Driver, Feature, supported};
 pub use processes::{Process, descendants, eventually, kill, wait_gone};
-pub use redis::TestRedis;
 pub use prometheus::Prometheus;
+pub use redis::TestRedis;
 pub use registry::TestRegistry;
 pub use rig::{Answer, Rig, RigBuilder, shared_home};
 pub use view::KvmDevice;

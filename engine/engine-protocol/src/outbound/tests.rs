@@ -1,0 +1,87 @@
+//! The same bytes as a serialiser would write, in one piece and in three.
+
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::message::{Action, ErrorBody};
+
+fn payload() -> impl Strategy<Value = Option<Raw>> {
+    let json = prop_oneof![
+        Just("1.50".to_owned()),
+        ".*".prop_map(|text| serde_json::json!({ "a": text }).to_string()),
+        (LARGE_BYTES - 4..LARGE_BYTES + 4).prop_map(|length| format!("\"{}\"", "x".repeat(length))),
+    ];
+    prop::option::of(json.prop_map(|json| RawValue::from_string(json).expect("JSON")))
+}
+
+fn text() -> impl Strategy<Value = Option<String>> {
+    prop::option::of(".{0,20}")
+}
+
+fn call() -> impl Strategy<Value = InvokeFunction> {
+    let action = prop_oneof![Just(Action::Void), ".*".prop_map(|queue| Action::Enqueue { queue })];
+    (any::<Option<u128>>(), ".{0,20}", payload(), text(), text(), prop::option::of(action), payload()).prop_map(
+        |(id, function_id, data, traceparent, baggage, action, metadata)| InvokeFunction {
+            invocation_id: id.map(Uuid::from_u128),
+            function_id,
+            data,
+            traceparent,
+            baggage,
+            action,
+            metadata,
+        },
+    )
+}
+
+fn answer() -> impl Strategy<Value = InvocationResult> {
+    let error = (".*", ".*", text()).prop_map(|(code, message, stacktrace)| ErrorBody { code, message, stacktrace });
+    (any::<u128>(), ".{0,20}", payload(), prop::option::of(error), text(), text()).prop_map(
+        |(id, function_id, result, error, traceparent, baggage)| InvocationResult {
+            invocation_id: Uuid::from_u128(id),
+            function_id,
+            result,
+            error,
+            traceparent,
+            baggage,
+        },
+    )
+}
+
+fn check(message: Message, wanted: &str) -> Result<(), TestCaseError> {
+    prop_assert_eq!(&message.encode(), wanted);
+    let outbound = message.into_outbound();
+    prop_assert_eq!(outbound.pieces().concat(), wanted.as_bytes());
+    prop_assert_eq!(outbound.len(), wanted.len());
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn a_call_is_written_as_serde_would(call in call()) {
+        let wanted = serde_json::to_string(&call).expect("written");
+        check(Message::InvokeFunction(call), &wanted)?;
+    }
+
+    #[test]
+    fn an_answer_is_written_as_serde_would(answer in answer()) {
+        let wanted = serde_json::to_string(&answer).expect("written");
+        check(Message::InvocationResult(answer), &wanted)?;
+    }
+}
+
+#[test]
+fn a_large_payload_is_not_copied() {
+    let data = RawValue::from_string(format!("\"{}\"", "x".repeat(LARGE_BYTES))).expect("JSON");
+    let place = data.get().as_ptr();
+    let call = InvokeFunction {
+        invocation_id: None,
+        function_id: "f".into(),
+        data: Some(data),
+        traceparent: None,
+        baggage: None,
+        action: None,
+        metadata: None,
+    };
+    assert_eq!(Message::InvokeFunction(call).into_outbound().pieces()[1].as_ptr(), place);
+}

@@ -1,0 +1,269 @@
+//! WebSocket frames as a server reads and writes them (RFC 6455, section 5), without IO.
+//!
+//! ```text
+//!  0               1               2                    (8 more bytes of length, or 2, or none)
+//!  ├ fin rsv opcode ┼ mask length7 ┼ length16 / length64 ┼ mask: 4 bytes ┤ payload, each byte xor mask[i % 4]
+//! ```
+//! Messages are read where they arrived: a buffer per connection, small while nothing arrives, is as large as a frame needs
+//! and is given back afterwards.
+//!
+//! Always true:
+//! - No frame beyond [`MAX_FRAME_BYTES`], no message beyond [`MAX_MESSAGE_BYTES`]; either ends the connection.
+//! - A text is UTF-8.
+//! - Memory is touched as bytes arrive, whatever length a header announces.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Poll, ready};
+
+use engine_protocol::{MAX_FRAME_BYTES, MAX_MESSAGE_BYTES};
+use tokio::io::AsyncRead;
+use tokio_util::io::poll_read_buf;
+
+/// Room for what a quiet worker sends.
+pub(crate) const QUIET_BYTES: usize = 8 * 1024;
+
+/// Room once a read has filled all there was; kept between messages.
+const BUSY_BYTES: usize = 64 * 1024;
+
+/// Payload of a control frame, at most.
+const MAX_CONTROL_BYTES: usize = 125;
+
+/// Why the peer's bytes are no frames.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum FrameError {
+    #[error("frame with reserved bits or opcode: {0:#04x}")]
+    Reserved(u8),
+    #[error("frame without a mask")]
+    Unmasked,
+    #[error("control frame in pieces, or of {0} bytes")]
+    Control(usize),
+    #[error("frame or message of {0} bytes")]
+    TooLong(u64),
+    #[error("piece of a message out of place")]
+    OutOfPlace,
+    #[error("text that is not UTF-8")]
+    NotUtf8,
+}
+
+/// What a peer has sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Event<'a> {
+    Text(&'a str),
+    Binary(&'a [u8]),
+    /// To be answered with [`pong`].
+    Ping(&'a [u8]),
+    Close,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opcode {
+    Continuation,
+    Text,
+    Binary,
+    Close,
+    Ping,
+    Pong,
+}
+
+impl Opcode {
+    fn is_control(self) -> bool {
+        matches!(self, Self::Close | Self::Ping | Self::Pong)
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Header {
+    last: bool,
+    opcode: Opcode,
+    mask: [u8; 4],
+    /// Of the header itself.
+    bytes: usize,
+    payload_bytes: usize,
+}
+
+impl Header {
+    /// `None`: the rest of it has not arrived.
+    fn parse(raw: &[u8]) -> Result<Option<Self>, FrameError> {
+        let &[first, second, ref rest @ ..] = raw else { return Ok(None) };
+        let opcode = match first & 0x7f {
+            0x0 => Opcode::Continuation,
+            0x1 => Opcode::Text,
+            0x2 => Opcode::Binary,
+            0x8 => Opcode::Close,
+            0x9 => Opcode::Ping,
+            0xa => Opcode::Pong,
+            _ => return Err(FrameError::Reserved(first)),
+        };
+        if second & 0x80 == 0 {
+            return Err(FrameError::Unmasked);
+        }
+        let (length, rest) = match second & 0x7f {
+            126 => {
+                let Some((length, rest)) = rest.split_first_chunk() else { return Ok(None) };
+                (u64::from(u16::from_be_bytes(*length)), rest)
+            }
+            127 => {
+                let Some((length, rest)) = rest.split_first_chunk() else { return Ok(None) };
+                (u64::from_be_bytes(*length), rest)
+            }
+            length => (u64::from(length), rest),
+        };
+        let payload_bytes = usize::try_from(length).map_err(|_| FrameError::TooLong(length))?;
+        let last = first & 0x80 != 0;
+        if opcode.is_control() && (!last || payload_bytes > MAX_CONTROL_BYTES) {
+            return Err(FrameError::Control(payload_bytes));
+        }
+        if payload_bytes > MAX_FRAME_BYTES {
+            return Err(FrameError::TooLong(length));
+        }
+        let Some((mask, rest)) = rest.split_first_chunk() else { return Ok(None) };
+        Ok(Some(Self { last, opcode, mask: *mask, bytes: raw.len() - rest.len(), payload_bytes }))
+    }
+}
+
+fn unmask(payload: &mut [u8], mask: [u8; 4]) {
+    let [a, b, c, d] = mask;
+    let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+    let (words, rest) = payload.as_chunks_mut();
+    for word in words {
+        *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
+    }
+    for (byte, mask) in rest.iter_mut().zip(mask.iter().cycle()) {
+        *byte ^= mask;
+    }
+}
+
+/// What a connection has received and not yet said.
+#[derive(Default)]
+pub(crate) struct Incoming {
+    buffer: Vec<u8>,
+    /// Where the next frame begins in `buffer`.
+    start: usize,
+    /// Of the next frame, as far as its header tells.
+    missing: usize,
+    /// Whether the last read filled all there was.
+    busy: bool,
+    /// A message that comes in pieces: what it is, and what there is of it.
+    pieces: Option<Opcode>,
+    assembled: Vec<u8>,
+}
+
+impl Incoming {
+    /// The next message or control frame that is complete.
+    ///
+    /// # Errors
+    /// [`FrameError`]: what follows cannot be told apart; the connection is to be ended.
+    pub(crate) fn next(&mut self) -> Result<Option<Event<'_>>, FrameError> {
+        loop {
+            if self.pieces.is_none() {
+                self.assembled = Vec::new();
+            }
+            self.missing = 0;
+            let arrived = self.buffer.get(self.start..).unwrap_or_default();
+            let Some(header) = Header::parse(arrived)? else { return Ok(None) };
+            let body = self.start + header.bytes;
+            let end = body + header.payload_bytes;
+            let Some(payload) = self.buffer.get_mut(body..end) else {
+                self.missing = end - self.buffer.len();
+                return Ok(None);
+            };
+            self.start = end;
+            unmask(payload, header.mask);
+            match (header.opcode, self.pieces) {
+                (Opcode::Pong, _) => {}
+                (Opcode::Ping, _) => return Ok(Some(Event::Ping(&self.buffer[body..end]))),
+                (Opcode::Close, _) => return Ok(Some(Event::Close)),
+                (Opcode::Continuation, Some(kind)) => {
+                    self.assemble(body, end)?;
+                    if header.last {
+                        self.pieces = None;
+                        return message(kind, &self.assembled).map(Some);
+                    }
+                }
+                (Opcode::Continuation, None) | (_, Some(_)) => return Err(FrameError::OutOfPlace),
+                (kind, None) if header.last => return message(kind, &self.buffer[body..end]).map(Some),
+                (kind, None) => {
+                    self.pieces = Some(kind);
+                    self.assemble(body, end)?;
+                }
+            }
+        }
+    }
+
+    fn assemble(&mut self, body: usize, end: usize) -> Result<(), FrameError> {
+        let length = self.assembled.len() + (end - body);
+        if length > MAX_MESSAGE_BYTES {
+            return Err(FrameError::TooLong(length as u64));
+        }
+        self.assembled.extend_from_slice(&self.buffer[body..end]);
+        Ok(())
+    }
+
+    /// Takes what has arrived; 0 at the stream's end. Cancel safe.
+    pub(crate) async fn fill(&mut self, socket: &mut (impl AsyncRead + Unpin)) -> io::Result<usize> {
+        std::future::poll_fn(|task| {
+            self.make_room();
+            let room = self.buffer.capacity() - self.buffer.len();
+            let read = poll_read_buf(Pin::new(&mut *socket), task, &mut self.buffer);
+            if read.is_pending() && self.buffer.is_empty() && self.buffer.capacity() > BUSY_BYTES {
+                self.buffer = Vec::new();
+            }
+            let read = ready!(read)?;
+            self.busy = read == room;
+            Poll::Ready(Ok(read))
+        })
+        .await
+    }
+
+    fn make_room(&mut self) {
+        // Nothing is moved in the usual case: frames end where reads end.
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        let wanted = self.missing.max(if self.busy { BUSY_BYTES } else { QUIET_BYTES });
+        if self.buffer.capacity() - self.buffer.len() < wanted {
+            self.buffer.reserve_exact(wanted);
+        }
+    }
+}
+
+fn message(kind: Opcode, payload: &[u8]) -> Result<Event<'_>, FrameError> {
+    match kind {
+        Opcode::Text => simdutf8::basic::from_utf8(payload).map(Event::Text).map_err(|_| FrameError::NotUtf8),
+        _ => Ok(Event::Binary(payload)),
+    }
+}
+
+/// Begins a text of `bytes` bytes: it follows unmasked, in one frame.
+pub(crate) fn begin_text(into: &mut Vec<u8>, bytes: usize) {
+    begin(into, 0x81, bytes);
+}
+
+/// The answer to a ping.
+pub(crate) fn pong(into: &mut Vec<u8>, payload: &[u8]) {
+    begin(into, 0x8a, payload.len());
+    into.extend_from_slice(payload);
+}
+
+/// An end without a code.
+pub(crate) fn close(into: &mut Vec<u8>) {
+    begin(into, 0x88, 0);
+}
+
+fn begin(into: &mut Vec<u8>, first: u8, bytes: usize) {
+    into.push(first);
+    match (u8::try_from(bytes), u16::try_from(bytes)) {
+        (Ok(bytes @ ..126), _) => into.push(bytes),
+        (_, Ok(bytes)) => {
+            into.push(126);
+            into.extend_from_slice(&bytes.to_be_bytes());
+        }
+        _ => {
+            into.push(127);
+            into.extend_from_slice(&(bytes as u64).to_be_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
