@@ -187,7 +187,8 @@ impl Observability {
     fn raise(&self, raised: Vec<Raised>) {
         for raised in raised {
             let (state, roots) = (Arc::clone(&self.state), self.roots);
-            self.tasks.spawn(async move { act(&state, raised, roots).await });
+            let acting = async move { act(&state, raised, roots).await };
+            self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(acting));
         }
     }
 
@@ -338,6 +339,7 @@ impl Builtin for Observability {
             self.stop.cancel();
             self.tasks.close();
             self.tasks.wait().await;
+            self.state.triggers.stop().await;
             if let Some(server) = self.prometheus.lock().await.take() {
                 server.stop().await;
             }

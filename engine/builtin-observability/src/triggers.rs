@@ -8,6 +8,8 @@ use engine_builtin::{Binding, Engine, ErrorBody, Invocation, Trace};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::activity::{OwnTraces, TraceFilter};
 use crate::id::{SpanId, TraceId, traceparent};
@@ -46,6 +48,8 @@ pub(crate) struct Triggers {
     /// Traces that handlers of logs run in: what they log tells nobody.
     own: Mutex<OwnTraces>,
     room: Arc<Semaphore>,
+    stop: CancellationToken,
+    running: TaskTracker,
 }
 
 #[derive(Deserialize)]
@@ -61,7 +65,13 @@ struct TraceConfig {
 
 impl Triggers {
     pub(crate) fn new() -> Self {
-        Self { bindings: Mutex::default(), own: Mutex::default(), room: Arc::new(Semaphore::new(MAX_RUNNING)) }
+        Self {
+            bindings: Mutex::default(),
+            own: Mutex::default(),
+            room: Arc::new(Semaphore::new(MAX_RUNNING)),
+            stop: CancellationToken::new(),
+            running: TaskTracker::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Bindings> {
@@ -146,15 +156,23 @@ impl Triggers {
         // A value without maps of other keys than strings can be written.
         let Ok(data) = serde_json::value::to_raw_value(payload) else { return };
         let trace = Trace { traceparent: Some(traceparent(trace, SpanId::random())), baggage: None };
-        let called = engine.call(Invocation { function_id: function_id.clone(), data, trace });
-        tokio::spawn(async move {
+        let (engine, stop) = (Arc::clone(engine), self.stop.clone());
+        self.running.spawn(stop.run_until_cancelled_owned(async move {
+            let called = engine.call(Invocation { function_id: function_id.clone(), data, trace });
             match tokio::time::timeout(HANDLER_TIMEOUT, called).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::debug!(function_id, %error, "trigger handler failed"),
                 Err(_) => tracing::debug!(function_id, "trigger handler did not answer in time"),
             }
             drop(room);
-        });
+        }));
+    }
+
+    /// Waits for no answer any more.
+    pub(crate) async fn stop(&self) {
+        self.stop.cancel();
+        self.running.close();
+        self.running.wait().await;
     }
 }
 
