@@ -1,7 +1,7 @@
 """A trigger type of our own: bound before its provider came, handed to the next one, refused by it."""
 
-from iii import IIIInvocationError, TriggerHandler
-from world import Inbox, call, connect, done, there, until
+from iii.triggers import TriggerHandler
+from world import Inbox, InvocationError, call, connect, done, there, until
 
 
 class Mailbox(TriggerHandler):
