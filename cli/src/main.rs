@@ -66,8 +66,8 @@ fn main() -> ExitCode {
     }
     let json = arguments.command.as_ref().is_some_and(Command::wants_json);
     let outcome = match arguments.command {
-        None => Err(commands::engine::become_engine(&arguments.engine)),
-        Some(command) => run(command),
+        None => start(&arguments.engine),
+        Some(command) => on_runtime(commands::run(command)).flatten(),
     };
     match outcome {
         Ok(status) => ExitCode::from(status),
@@ -78,14 +78,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Outcome {
+fn start(arguments: &arguments::Engine) -> Outcome {
+    if !arguments.no_update_check {
+        on_runtime(commands::update_check::announce())?;
+    }
+    Err(commands::engine::become_engine(arguments))
+}
+
+fn on_runtime<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("could not start: {error}")))?;
-    let outcome = runtime.block_on(commands::run(command));
+    let outcome = runtime.block_on(work);
     // A read of standard input may still block a thread: nobody waits for it.
     runtime.shutdown_background();
-    outcome
+    Ok(outcome)
 }

@@ -68,6 +68,12 @@ impl Target {
     }
 }
 
+/// `iii`, and what is there of the others.
+pub(crate) fn installed() -> Vec<Target> {
+    let is_there = |target: &Target| target.folder().is_ok_and(|folder| folder.join(target.program()).is_file());
+    Target::ALL.into_iter().filter(|target| *target == Target::Itself || is_there(target)).collect()
+}
+
 /// Where programs of one user are.
 fn user_folder() -> Result<PathBuf, Failure> {
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty());

@@ -13,6 +13,7 @@ mod sandbox_snapshot;
 mod trigger;
 mod trigger_help;
 mod update;
+pub(crate) mod update_check;
 mod worker_add;
 mod worker_exec;
 mod worker_logs;
@@ -38,8 +39,8 @@ pub(crate) async fn run(command: Command) -> Outcome {
         Command::Trigger(arguments) => trigger::run(arguments).await,
         Command::Doctor(arguments) => doctor::run(arguments).await,
         Command::Completions(arguments) => completions::run(&arguments),
-        Command::Console(arguments) => delegate::become_program(Target::Console, &arguments),
-        Command::Cloud(arguments) => delegate::become_program(Target::Cloud, &arguments),
+        Command::Console(arguments) => delegate::become_program(Target::Console, &arguments).await,
+        Command::Cloud(arguments) => delegate::become_program(Target::Cloud, &arguments).await,
         Command::Update(arguments) => update::run(arguments).await,
         Command::Project(command) => match command {
             Project::Init(arguments) => project_init::run(&arguments),

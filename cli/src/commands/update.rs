@@ -7,11 +7,11 @@ use semver::Version;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Outcome;
-use crate::arguments::{self};
+use crate::arguments;
 use crate::clean::line;
 use crate::failure::Failure;
 use crate::install::{InstallError, Staging};
-use crate::programs::{Target, platform};
+use crate::programs::{Target, installed, platform};
 use crate::release::{Index, ReleaseError, Server};
 use crate::state::{State, StateError, StateFile};
 
@@ -79,7 +79,7 @@ async fn update(url: &str, wanted: Option<Target>) -> Outcome {
     let index = server.index().await?;
     state.note_check(Timestamp::now());
     file.write(&state)?;
-    let targets = wanted.map_or_else(installed_targets, |target| vec![target]);
+    let targets = wanted.map_or_else(installed, |target| vec![target]);
     let mut failed = false;
     for target in targets {
         eprintln!("checking {}", target.program());
@@ -92,12 +92,6 @@ async fn update(url: &str, wanted: Option<Target>) -> Outcome {
         }
     }
     Ok(u8::from(failed))
-}
-
-/// The engine, and what is there of the others.
-fn installed_targets() -> Vec<Target> {
-    let is_there = |target: &Target| target.folder().is_ok_and(|folder| folder.join(target.program()).is_file());
-    Target::ALL.into_iter().filter(|target| *target == Target::Itself || is_there(target)).collect()
 }
 
 async fn update_one(
@@ -126,7 +120,7 @@ async fn update_one(
 }
 
 /// `None` where it is absent, or was put there by somebody else.
-fn current_version(target: Target, there: bool, state: &State) -> Option<Version> {
+pub(crate) fn current_version(target: Target, there: bool, state: &State) -> Option<Version> {
     if target == Target::Itself {
         return Version::parse(env!("CARGO_PKG_VERSION")).ok();
     }
