@@ -27,5 +27,5 @@ pub use processes::{Process, descendants, eventually, kill, wait_gone};
 pub use prometheus::Prometheus;
 pub use redis::TestRedis;
 pub use registry::TestRegistry;
-pub use rig::{Answer, Rig, RigBuilder, shared_home};
+pub use rig::{Answer, Rig, RigBuilder, bin_dir, free_port, shared_home};
 pub use view::KvmDevice;

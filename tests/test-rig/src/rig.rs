@@ -423,7 +423,12 @@ fn configure(engine: &mut Command, bin: &Path, home: &TempDir, project: &TempDir
     engine.stdout(log.try_clone().expect("a second descriptor of the log")).stderr(log);
 }
 
-pub(crate) fn bin_dir() -> PathBuf {
+/// Where the programs under test are.
+///
+/// # Panics
+/// When this program does not know where it is.
+#[must_use]
+pub fn bin_dir() -> PathBuf {
     std::env::var_os("III_BIN_DIR").map_or_else(
         || {
             // tests run as target/<profile>/deps/<test>
@@ -434,7 +439,12 @@ pub(crate) fn bin_dir() -> PathBuf {
     )
 }
 
-fn free_port() -> u16 {
+/// One at which nobody listens now.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
