@@ -10,7 +10,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine_builtin::{Answer, BoxFuture, Engine, ErrorBody, Invocation, Item, PipeReader, Raw, Trace, is_met};
+use engine_builtin::{
+    Answer, BoxFuture, ChannelRef, Engine, ErrorBody, Invocation, Item, PipeReader, Raw, Trace, is_met,
+};
 use hyper::header::{ALLOW, ORIGIN};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response};
@@ -119,6 +121,20 @@ struct Verdict {
     response: Option<Raw>,
 }
 
+/// Channels that a handler may attach until its answer is there.
+struct Offer<'a> {
+    engine: &'a Engine,
+    channels: [ChannelRef; 2],
+}
+
+impl Drop for Offer<'_> {
+    fn drop(&mut self) {
+        for channel in &self.channels {
+            self.engine.withdraw(channel);
+        }
+    }
+}
+
 struct Exchange<'a, B> {
     shared: &'a Shared,
     policy: &'a Policy,
@@ -151,6 +167,7 @@ impl<B: RequestBody> Exchange<'_, B> {
         let whole = self.read_json().await?;
         let (to_worker, request_body) = self.shared.engine.pipe_to_worker(CHANNEL_ITEMS);
         let (response, from_worker) = self.shared.engine.pipe_from_worker(CHANNEL_ITEMS);
+        let _offer = Offer { engine: &self.shared.engine, channels: [request_body.clone(), response.clone()] };
         let json = whole.as_deref().and_then(payload::checked_json);
         let payload = asked.for_handler(json, &request_body, &response).map_err(unwritten)?;
         // From here on a worker may read it: those who are asked before its handler included.

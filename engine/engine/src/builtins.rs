@@ -5,6 +5,7 @@ use std::sync::Arc;
 use engine_builtin::{BoxFuture, Builtin, BuiltinError, Engine, Settings};
 use futures_util::{FutureExt, TryFutureExt};
 use serde_json::Value;
+use tokio::sync::watch;
 use tracing::debug;
 
 use crate::access::{CheckRequest, TakeTelemetry};
@@ -16,11 +17,13 @@ pub(crate) struct Made {
     pub(crate) telemetry: Option<TakeTelemetry>,
     pub(crate) gauges: Option<Gauges>,
     pub(crate) requests: Option<CheckRequest>,
+    /// What the engine is to log: a filter, now and whenever it changes.
+    pub(crate) level: Option<watch::Receiver<String>>,
 }
 
 impl Made {
     fn plain(builtin: Arc<dyn Builtin>) -> Self {
-        Self { builtin, telemetry: None, gauges: None, requests: None }
+        Self { builtin, telemetry: None, gauges: None, requests: None, level: None }
     }
 }
 
@@ -109,6 +112,7 @@ async fn observability(engine: Engine, settings: Settings) -> Result<Made, Built
             }
         })),
         gauges: Some(Box::new(move |worker| gauges.latest_metrics(&worker.to_string()))),
+        level: Some(worker.level()),
         ..Made::plain(worker)
     })
 }

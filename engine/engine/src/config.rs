@@ -119,6 +119,12 @@ impl Config {
         Self::parse(path, &expanded)
     }
 
+    /// The block of a built-in worker; `null` when there is none.
+    pub(crate) fn block(&self, name: &str) -> Value {
+        let entry = self.builtins.iter().find(|entry| entry.name == name);
+        entry.and_then(|entry| entry.config.clone()).unwrap_or(Value::Null)
+    }
+
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let raw: Option<RawConfig> = serde_saphyr::from_str(text)
             .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;

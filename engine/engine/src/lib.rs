@@ -22,6 +22,7 @@ mod handle;
 mod hub;
 mod listener;
 mod live;
+mod logging;
 mod peer;
 mod pressure;
 mod progress;
@@ -33,6 +34,7 @@ mod vms;
 
 pub use config::{Config, ConfigError};
 pub use live::{EngineError, serve};
+pub use logging::Logging;
 
 /// What `--version` prints, and workers see.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -22,6 +22,7 @@ use crate::config::{Config, Entry};
 use crate::handle::Handle;
 use crate::hub::Hub;
 use crate::listener::Listener;
+use crate::logging::Logging;
 use crate::reload::{self, Reload};
 use crate::server::{Shared, accept_tcp};
 use crate::sys;
@@ -68,7 +69,7 @@ impl EngineError {
 ///
 /// # Errors
 /// What could not be started; nothing is left running then.
-pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), EngineError> {
+pub async fn serve(config: Config, logging: Logging, stop: CancellationToken) -> Result<(), EngineError> {
     sys::raise_open_files();
     sys::keep_freed_memory();
     let mut listening = Vec::new();
@@ -85,6 +86,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), Engine
         hub: Arc::clone(&hub),
         engine,
         services: Arc::default(),
+        logging,
         children: Children::new(port, socket.path.clone()),
         config: Config { builtins: Vec::new(), listeners: Vec::new(), ..config.clone() },
         configuration: None,
@@ -137,6 +139,7 @@ struct Live {
     hub: Arc<Hub>,
     engine: Engine,
     services: Arc<Services>,
+    logging: Logging,
     children: Children,
     /// As it is served now.
     config: Config,
@@ -204,7 +207,10 @@ impl Live {
             }
             made => made,
         };
-        let Made { builtin, telemetry, gauges, requests } = made.map_err(failed)?;
+        let Made { builtin, telemetry, gauges, requests, level } = made.map_err(failed)?;
+        if let Some(level) = level {
+            tokio::spawn(self.logging.clone().follow(level));
+        }
         if telemetry.is_some() {
             self.services.set_telemetry(telemetry);
         }

@@ -4,10 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use engine::{Config, ConfigError, EngineError, VERSION, serve};
+use engine::{Config, ConfigError, EngineError, Logging, VERSION, serve};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 /// Routes function calls between workers.
 #[derive(Parser)]
@@ -33,10 +32,6 @@ fn main() -> ExitCode {
         println!("{VERSION}");
         return ExitCode::SUCCESS;
     }
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_env("III_LOG").unwrap_or_else(|_| EnvFilter::new("info")))
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stdout()) && std::env::var_os("NO_COLOR").is_none())
-        .init();
     let config = if arguments.use_default_config { Ok(Config::standard()) } else { Config::load(&arguments.config) };
     let config = match config {
         Ok(config) => config,
@@ -53,6 +48,7 @@ fn main() -> ExitCode {
             return fail(&error, Some(hint));
         }
     };
+    let logging = Logging::begin(&config);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -60,7 +56,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, None),
     };
-    let result = runtime.block_on(run(config));
+    let result = runtime.block_on(run(config, logging));
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -68,7 +64,7 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(config: Config) -> Result<(), EngineError> {
+async fn run(config: Config, logging: Logging) -> Result<(), EngineError> {
     let stop = CancellationToken::new();
     let on_signal = stop.clone();
     tokio::spawn(async move {
@@ -85,7 +81,7 @@ async fn run(config: Config) -> Result<(), EngineError> {
             on_signal.cancel();
         }
     });
-    serve(config, stop).await
+    serve(config, logging, stop).await
 }
 
 fn fail(error: &dyn std::error::Error, hint: Option<String>) -> ExitCode {

@@ -42,6 +42,8 @@ impl EngineApi for Here {
         panic!("the bridge needs no channel")
     }
 
+    fn withdraw(&self, _: &engine_builtin::ChannelRef) {}
+
     fn stats(&self) -> Stats {
         Stats::default()
     }

@@ -52,6 +52,8 @@ impl EngineApi for FakeEngine {
         panic!("cron needs no channel")
     }
 
+    fn withdraw(&self, _: &engine_builtin::ChannelRef) {}
+
     fn stats(&self) -> Stats {
         Stats::default()
     }

@@ -40,6 +40,7 @@ async fn a_request_reaches_its_handler_and_the_value_comes_back() {
     assert_eq!(asked["trigger"], json!({"type": "http", "path": "users/:id", "method": "POST"}));
     assert_eq!(asked["request_body"]["direction"], "read");
     assert_eq!(asked["response"]["direction"], "write");
+    assert_eq!(engine.offered_channels(), 0, "channels that nobody attached are taken back");
 }
 
 #[tokio::test]

@@ -68,6 +68,11 @@ impl FakeEngine {
         self.functions.lock().expect("a lock").insert(id.into(), function);
     }
 
+    /// Channels that nobody has attached.
+    pub(super) fn offered_channels(&self) -> usize {
+        self.readers.lock().expect("a lock").len() + self.writers.lock().expect("a lock").len()
+    }
+
     /// A function that answers always the same.
     pub(super) fn offer_value(&self, id: &str, value: Value) {
         self.offer(id, move |_| std::future::ready(answer(value.clone())));
@@ -108,6 +113,11 @@ impl EngineApi for FakeEngine {
         let id = Uuid::new_v4().to_string();
         self.writers.lock().expect("a lock").insert(id.clone(), writer);
         (reference(id, "write"), reader)
+    }
+
+    fn withdraw(&self, channel: &ChannelRef) {
+        self.readers.lock().expect("a lock").remove(&channel.channel_id);
+        self.writers.lock().expect("a lock").remove(&channel.channel_id);
     }
 
     fn stats(&self) -> Stats {

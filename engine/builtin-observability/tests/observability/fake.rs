@@ -40,6 +40,8 @@ impl EngineApi for FakeEngine {
         panic!("no channels here")
     }
 
+    fn withdraw(&self, _: &engine_builtin::ChannelRef) {}
+
     fn stats(&self) -> Stats {
         self.stats.lock().expect("a lock").clone()
     }

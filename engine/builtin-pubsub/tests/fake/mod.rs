@@ -90,6 +90,8 @@ impl EngineApi for FakeEngine {
         unreachable!("no worker under test uses channels")
     }
 
+    fn withdraw(&self, _: &engine_builtin::ChannelRef) {}
+
     fn stats(&self) -> Stats {
         Stats::default()
     }
