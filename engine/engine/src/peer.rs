@@ -198,14 +198,11 @@ async fn send_in_pieces(
     batch: &mut Vec<u8>,
     message: &Outbound,
 ) -> io::Result<()> {
-    let pieces = message.pieces();
-    let mut pieces = pieces.iter().flat_map(|piece| piece.chunks(MAX_FRAME_BYTES)).peekable();
-    let mut is_first = true;
-    while let Some(piece) = pieces.next() {
-        frames::begin_piece(batch, is_first, pieces.peek().is_none(), piece.len());
+    let pieces: Vec<&[u8]> = message.pieces().into_iter().flat_map(|piece| piece.chunks(MAX_FRAME_BYTES)).collect();
+    for (at, piece) in pieces.iter().enumerate() {
+        frames::begin_piece(batch, at == 0, at + 1 == pieces.len(), piece.len());
         write_all(sink, &mut [IoSlice::new(batch), IoSlice::new(piece)]).await?;
         batch.clear();
-        is_first = false;
     }
     Ok(())
 }

@@ -26,9 +26,8 @@ impl Bystander {
     /// # Panics
     /// When calls are not answered to begin with.
     pub async fn beside(rig: &Rig) -> Self {
-        let client = |name: &str| {
-            Client::connect(ClientConfig { url: rig.url(), name: name.to_owned(), description: None })
-        };
+        let client =
+            |name: &str| Client::connect(ClientConfig { url: rig.url(), name: name.to_owned(), description: None });
         let (caller, echo) = (client("bystander-caller"), client("bystander"));
         let spec = FunctionSpec { id: ECHO.to_owned(), ..FunctionSpec::default() };
         echo.register(spec, |call: Call| async move { Ok(Some(call.data)) });
@@ -48,7 +47,11 @@ impl Bystander {
         let mut answered = self.answered.clone();
         let enough = *answered.borrow() + SOME;
         let waiting = tokio::time::timeout(2 * PATIENCE, answered.wait_for(|count| *count >= enough));
-        assert!(waiting.await.is_ok_and(|waited| waited.is_ok()), "the bystander is not answered: {:?}", self.noticed());
+        assert!(
+            waiting.await.is_ok_and(|waited| waited.is_ok()),
+            "the bystander is not answered: {:?}",
+            self.noticed()
+        );
     }
 
     fn noticed(&self) -> Vec<String> {
@@ -64,11 +67,7 @@ impl Bystander {
     }
 }
 
-async fn call_for_ever(
-    (caller, _echo): (Client, Client),
-    count: watch::Sender<u64>,
-    noticed: Arc<Mutex<Vec<String>>>,
-) {
+async fn call_for_ever((caller, _echo): (Client, Client), count: watch::Sender<u64>, noticed: Arc<Mutex<Vec<String>>>) {
     for n in 1.. {
         let said = json!({ "n": n });
         let answer = caller.call(ECHO, &said, PATIENCE).await;

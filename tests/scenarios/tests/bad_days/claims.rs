@@ -104,7 +104,8 @@ async fn a_trigger_or_type_that_is_registered_twice_belongs_to_the_newer_one_and
     one.leave().await.expect("left");
     assert_eq!(bindings(&mut newer).await, []);
     newer.leave().await.expect("left");
-    older.hear_of(|message| message["type"] == "registertrigger" && message["function_id"] == "other::f")
+    older
+        .hear_of(|message| message["type"] == "registertrigger" && message["function_id"] == "other::f")
         .await
         .expect("the older provider serves it again");
     bystander.noticed_nothing(&rig).await;
@@ -119,7 +120,9 @@ async fn answers_to_calls_that_are_not_its_own_are_dropped_and_the_executors_ans
     let id = caller.begin("mine::echo", &json!({})).await.expect("connected");
     let call = echo.hear_call().await.expect("a call");
     let of_state = caller.begin("state::get", &json!({ "scope": "s", "key": "k" })).await.expect("connected");
-    for stolen in [&id, call["invocation_id"].as_str().expect("an id"), &of_state, "0192d6f0-0000-7000-8000-000000000bad"] {
+    for stolen in
+        [&id, call["invocation_id"].as_str().expect("an id"), &of_state, "0192d6f0-0000-7000-8000-000000000bad"]
+    {
         let call = json!({ "invocation_id": stolen, "function_id": "mine::echo" });
         for _ in 0..100 {
             intruder.answer(&call, &json!("stolen")).await.expect("connected");

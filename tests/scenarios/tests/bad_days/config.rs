@@ -50,7 +50,11 @@ async fn a_file_with_an_error_is_named_with_line_and_key_and_the_configuration_b
         ("  - name: iii-worker-manager\n    config: { prt: 1 }\n", "line 6", "prt"),
         ("  - name: iii-state\n  - name: iii-state\n", "line 7", "iii-state"),
         ("  - name: iii-state\n    image: x\n", "line 6", "iii-state"),
-        ("  - name: iii-state\n    config: { adapter: { name: '${NOT_SET_ANYWHERE}' } }\n", "line 7", "NOT_SET_ANYWHERE"),
+        (
+            "  - name: iii-state\n    config: { adapter: { name: '${NOT_SET_ANYWHERE}' } }\n",
+            "line 7",
+            "NOT_SET_ANYWHERE",
+        ),
     ];
     for (more, line, key) in cases {
         rewrite(&rig, more, "the configuration before stays in use");
@@ -63,7 +67,11 @@ async fn a_file_with_an_error_is_named_with_line_and_key_and_the_configuration_b
     }
     // Mended, it is taken.
     rewrite(&rig, "  - name: iii-state\n", "reload: done");
-    asking.call("state::set", &json!({ "scope": "s", "key": "k", "value": 1 })).await.expect("connected").expect("stored");
+    asking
+        .call("state::set", &json!({ "scope": "s", "key": "k", "value": 1 }))
+        .await
+        .expect("connected")
+        .expect("stored");
     bystander.noticed_nothing(&rig).await;
 }
 

@@ -60,9 +60,24 @@ async fn malformed_json_is_dropped_and_the_connection_kept() {
     let (rig, bystander) = beside("").await;
     let deep = format!(r#"{{"type":"invokefunction","function_id":"a","data":{}}}"#, "[".repeat(100_000));
     let texts = [
-        "", " \n", "{", "}", "[]", "null", "7", "\"ping\"", "nonsense", "{\"type\":", "{\"type\":\"ping\"", "\u{0}",
-        r#"{"type":"ping"}{"type":"ping"}"#, r#"{"type":"ping",}"#, r#"{"type":"invokefunction","function_id":"a","data":}"#,
-        r#"{"type":"invokefunction","function_id":"a","data":{"a":01}}"#, r#"{'type':'ping'}"#, &deep,
+        "",
+        " \n",
+        "{",
+        "}",
+        "[]",
+        "null",
+        "7",
+        "\"ping\"",
+        "nonsense",
+        "{\"type\":",
+        "{\"type\":\"ping\"",
+        "\u{0}",
+        r#"{"type":"ping"}{"type":"ping"}"#,
+        r#"{"type":"ping",}"#,
+        r#"{"type":"invokefunction","function_id":"a","data":}"#,
+        r#"{"type":"invokefunction","function_id":"a","data":{"a":01}}"#,
+        r#"{'type':'ping'}"#,
+        &deep,
     ];
     let mut worker = worker(&rig).await;
     are_dropped(&mut worker, texts.map(str::to_owned)).await;
@@ -76,7 +91,8 @@ async fn malformed_json_is_dropped_and_the_connection_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_types_are_dropped_and_the_connection_kept() {
     let (rig, bystander) = beside("").await;
-    let kinds = [json!("observe"), json!(""), json!("PING"), json!(null), json!(7), json!({}), json!("invokefunction\u{0}")];
+    let kinds =
+        [json!("observe"), json!(""), json!("PING"), json!(null), json!(7), json!({}), json!("invokefunction\u{0}")];
     let mut worker = worker(&rig).await;
     are_dropped(&mut worker, kinds.map(|kind| json!({ "type": kind, "id": "a::b" }).to_string())).await;
     are_dropped(&mut worker, [json!({ "id": "a::b" }).to_string()]).await;
@@ -139,7 +155,9 @@ async fn bytes_that_are_no_frames_end_their_own_connection() {
         let _ = socket.write_all(&bytes).await;
         is_ended(socket, what).await;
     }
-    for request in ["\u{0}\u{1}\u{2}\u{3}\r\n\r\n", "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "SSH-2.0-x\r\n\r\n"] {
+    for request in
+        ["\u{0}\u{1}\u{2}\u{3}\r\n\r\n", "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "SSH-2.0-x\r\n\r\n"]
+    {
         let mut socket = TcpStream::connect(("127.0.0.1", rig.port())).await.expect("connected");
         let _ = socket.write_all(request.as_bytes()).await;
         is_ended(socket, request).await;
