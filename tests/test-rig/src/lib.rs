@@ -16,6 +16,7 @@
 mod driver;
 mod processes;
 mod prometheus;
+mod rabbitmq;
 mod redis;
 mod registry;
 mod rig;
@@ -25,6 +26,7 @@ mod view;
 pub use driver::{Driver, Feature, supported};
 pub use processes::{Process, descendants, eventually, kill, wait_gone};
 pub use prometheus::Prometheus;
+pub use rabbitmq::TestRabbitMq;
 pub use redis::TestRedis;
 pub use registry::TestRegistry;
 pub use rig::{Answer, Rig, RigBuilder, shared_home};
