@@ -68,6 +68,7 @@ const KINDS: &[Kind] = &[
     plain!(builtin_state, true),
     plain!(builtin_pubsub, true),
     plain!(builtin_cron, true),
+    plain!(builtin_queue, true),
     Kind {
         name: builtin_http::NAME,
         schema: builtin_http::schema,

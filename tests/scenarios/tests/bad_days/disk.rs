@@ -1,5 +1,9 @@
 //! A disk that is full, and has room again.
 
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
 use scenarios::{Bystander, RawWorker};
 use serde_json::{Value, json};
 use test_rig::Rig;
@@ -7,6 +11,9 @@ use test_rig::Rig;
 use crate::{code, worker};
 
 const KIB: usize = 1024;
+
+/// On the disk that is about to be full.
+const ROOM: usize = 4096 * KIB;
 
 /// All that the engine writes goes to `data`, which is small.
 const WORKERS: &str = "  - name: configuration
@@ -56,6 +63,16 @@ impl Kind {
     }
 }
 
+/// Leaves room for little.
+fn fill(ballast: &Path) {
+    let mut file = File::create(ballast).expect("a file");
+    let mut bytes = 0;
+    while let Ok(written) = file.write(&[1; 64 * KIB]) {
+        bytes += written;
+    }
+    file.set_len(bytes.saturating_sub(ROOM) as u64).expect("room is left");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_writes_keeps_what_is_there_and_takes_writes_when_it_has_room() {
     let rig = Rig::builder().small_disk("data", "24m").workers(WORKERS).start_engine_only();
@@ -63,7 +80,7 @@ async fn a_full_disk_refuses_writes_keeps_what_is_there_and_takes_writes_when_it
     let mut worker = worker(&rig).await;
     let ballast = rig.inside("data").join("ballast");
     for kind in &KINDS {
-        std::fs::write(&ballast, vec![1; 8 << 20]).expect("the ballast fits");
+        fill(&ballast);
         let mut stored = 0;
         let refusal = loop {
             match kind.set(&mut worker, stored).await {
