@@ -49,7 +49,8 @@ pub struct Store {
 struct Place {
     /// None: in memory only.
     path: Option<PathBuf>,
-    database: RwLock<Option<Arc<Database>>>,
+    /// Empty after a failure, until the next one who needs it opens it anew.
+    database: RwLock<Option<Database>>,
 }
 
 impl Store {
@@ -74,7 +75,7 @@ impl Store {
 
     fn start(place: Place) -> Result<Self, StoreError> {
         let place = Arc::new(place);
-        place.database()?;
+        place.with(|_| Ok(()))?;
         let (changes, waiting) = sync_channel(MAX_WAITING);
         let writer = Arc::clone(&place);
         thread::Builder::new()
@@ -84,15 +85,24 @@ impl Store {
         Ok(Self { place, changes })
     }
 
-    /// Looks at what is stored. Takes microseconds per row, and waits for no write.
+    /// Looks at what is stored. Takes microseconds per row, and waits for no write. After a failure, `look` is called once
+    /// more: the file may have failed under a write at that moment.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn read<R>(&self, look: impl FnOnce(&Reading) -> Result<R, StoreError>) -> Result<R, StoreError> {
+    pub fn read<R>(&self, mut look: impl FnMut(&Reading) -> Result<R, StoreError>) -> Result<R, StoreError> {
+        self.look(&mut look).or_else(|_| {
+            self.place.close();
+            self.look(&mut look)
+        })
+    }
+
+    fn look<R>(&self, look: &mut impl FnMut(&Reading) -> Result<R, StoreError>) -> Result<R, StoreError> {
         use redb::ReadableDatabase as _;
-        let database = self.place.database()?;
-        let transaction = database.begin_read().map_err(|error| StoreError::new("read", error))?;
-        look(&Reading::new(transaction))
+        self.place.with(|database| {
+            let transaction = database.begin_read().map_err(|error| StoreError::new("read", error))?;
+            look(&Reading::new(transaction))
+        })
     }
 
     /// Makes a change, on the writer's thread, and returns when it is on disk. `change` decides first and then writes:
@@ -128,27 +138,30 @@ impl Store {
 }
 
 impl Place {
-    /// The open file; opened anew after a failure.
-    fn database(&self) -> Result<Arc<Database>, StoreError> {
-        if let Some(open) = &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
-            return Ok(Arc::clone(open));
+    /// Uses the file; it is opened anew after a failure.
+    fn with<R>(&self, work: impl FnOnce(&Database) -> Result<R, StoreError>) -> Result<R, StoreError> {
+        loop {
+            if let Some(open) = &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
+                return work(open);
+            }
+            let mut place = self.database.write().unwrap_or_else(PoisonError::into_inner);
+            if place.is_none() {
+                *place = Some(self.open()?);
+            }
         }
-        let mut place = self.database.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = &*place {
-            return Ok(Arc::clone(open));
-        }
+    }
+
+    fn open(&self) -> Result<Database, StoreError> {
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
         let opened = match &self.path {
             Some(path) => builder.create(path),
             None => builder.create_with_backend(InMemoryBackend::new()),
         };
-        let opened = Arc::new(opened.map_err(|error| StoreError::new("open", error))?);
-        *place = Some(Arc::clone(&opened));
-        Ok(opened)
+        opened.map_err(|error| StoreError::new("open", error))
     }
 
-    /// What failed may have left the file's pages in memory out of step with the disk.
+    /// What failed may have left the file's pages in memory out of step with the disk. Waits until nobody uses it.
     fn close(&self) {
         if self.path.is_some() {
             *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
@@ -161,24 +174,24 @@ fn write_all(place: &Place, waiting: &Receiver<Change>) {
     while let Ok(first) = waiting.recv() {
         let mut batch = vec![first];
         batch.extend(waiting.try_iter().take(MAX_BATCH - 1));
-        if let Err(error) = write_batch(place, batch) {
-            warn!(%error, cause = std::error::Error::source(&error).map(ToString::to_string), "a write failed");
-            place.close();
-        }
+        write_batch(place, batch);
     }
 }
 
-fn write_batch(place: &Place, batch: Vec<Change>) -> Result<(), StoreError> {
+fn write_batch(place: &Place, batch: Vec<Change>) {
     let mut done = Vec::with_capacity(batch.len());
-    let written = apply(place, batch, &mut done);
+    let written = place.with(|database| apply(database, batch, &mut done));
+    if let Err(error) = &written {
+        warn!(%error, cause = std::error::Error::source(error).map(ToString::to_string), "a write failed");
+        // Before anybody is told: whoever reads then is to find what was stored.
+        place.close();
+    }
     for done in done {
         done(written.clone());
     }
-    written
 }
 
-fn apply(place: &Place, batch: Vec<Change>, done: &mut Vec<Done>) -> Result<(), StoreError> {
-    let database = place.database()?;
+fn apply(database: &Database, batch: Vec<Change>, done: &mut Vec<Done>) -> Result<(), StoreError> {
     let transaction = database.begin_write().map_err(|error| StoreError::new("write", error))?;
     let mut writing = Writing::new(&transaction);
     for change in batch {

@@ -369,7 +369,9 @@ impl Live {
                 None => continue,
             };
             if let Some(block) = &entry.config {
-                let problem = |error: engine_protocol::ErrorBody| format!("worker `{}`: {}", entry.name, error.message);
+                let line = wanted.lines.get(&entry.name).map(|line| format!("line {line}: ")).unwrap_or_default();
+                let problem =
+                    |error: engine_protocol::ErrorBody| format!("{line}worker `{}`: {}", entry.name, error.message);
                 builtin_configuration::check(&schema, block).map_err(problem)?;
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::{Message as Frame, WebSocket};
-use engine_protocol::{Message, Outbound, decode, with_caller};
+use engine_protocol::{MAX_FRAME_BYTES, Message, Outbound, decode, with_caller};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -175,6 +175,9 @@ async fn send(sink: &mut (impl AsyncWrite + Unpin), batch: &mut Vec<u8>, item: I
             return Ok(());
         }
     };
+    if message.len() > MAX_FRAME_BYTES {
+        return send_in_pieces(sink, batch, &message).await;
+    }
     frames::begin_text(batch, message.len());
     let [head, payload, tail] = message.pieces();
     if message.len() <= SMALL_BYTES {
@@ -186,6 +189,21 @@ async fn send(sink: &mut (impl AsyncWrite + Unpin), batch: &mut Vec<u8>, item: I
     let mut slices = [&*batch, head, payload, tail].map(IoSlice::new);
     write_all(sink, &mut slices).await?;
     batch.clear();
+    Ok(())
+}
+
+/// In frames of a size that every peer takes.
+async fn send_in_pieces(
+    sink: &mut (impl AsyncWrite + Unpin),
+    batch: &mut Vec<u8>,
+    message: &Outbound,
+) -> io::Result<()> {
+    let pieces: Vec<&[u8]> = message.pieces().into_iter().flat_map(|piece| piece.chunks(MAX_FRAME_BYTES)).collect();
+    for (at, piece) in pieces.iter().enumerate() {
+        frames::begin_piece(batch, at == 0, at + 1 == pieces.len(), piece.len());
+        write_all(sink, &mut [IoSlice::new(batch), IoSlice::new(piece)]).await?;
+        batch.clear();
+    }
     Ok(())
 }
 
@@ -288,7 +306,7 @@ mod tests {
         let (sender, outbound) = mpsc::unbounded_channel();
         let pressure = Pressure::default();
         for _ in 0..3 {
-            sender.send(text(MESSAGE_BYTES, &pressure)).ok().expect("a queue");
+            assert!(sender.send(text(MESSAGE_BYTES, &pressure)).is_ok());
         }
         let writing = async move {
             let (_pings, pongs) = mpsc::channel(PONGS);
@@ -338,7 +356,7 @@ mod tests {
             let encoded = outgoing.message.encode();
             frames::begin_text(&mut wanted, encoded.len());
             wanted.extend_from_slice(encoded.as_bytes());
-            sender.send(outgoing).ok().expect("a queue");
+            assert!(sender.send(outgoing).is_ok());
         }
         drop((sender, pings));
         let progress = Progress::new();
