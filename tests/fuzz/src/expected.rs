@@ -31,6 +31,8 @@ struct Asked {
     caller: Option<Caller>,
     /// Refusals are told even to those who asked for no answer.
     refusable: Option<ConnId>,
+    /// Of the engine's own functions: what is handed on then is what it told others of, not the call.
+    is_own: bool,
 }
 
 /// A channel that a worker is to get.
@@ -114,7 +116,7 @@ impl Expected {
                 self.due.extend(caller);
             }
             Input::Call { answer, .. } => {
-                self.asked = Some(Asked { caller: answer.map(Caller::Engine), refusable: None });
+                self.asked = Some(Asked { caller: answer.map(Caller::Engine), refusable: None, is_own: false });
             }
             Input::Forget { answer } => self.handed.retain(|_, handed| handed.caller != Some(Caller::Engine(*answer))),
             Input::Received { .. } | Input::Tick => {}
@@ -124,9 +126,11 @@ impl Expected {
     fn foresee_message(&mut self, conn: ConnId, message: &Message) {
         match message {
             Message::InvokeFunction(call) => {
+                let is_queued = matches!(call.action, Some(Action::Enqueue { .. }));
+                let is_own = call.function_id.starts_with("engine::") && !is_queued;
                 let wants_answer = call.action != Some(Action::Void);
                 let caller = call.invocation_id.filter(|_| wants_answer).map(|id| Caller::Worker(conn, id));
-                self.asked = Some(Asked { caller, refusable: Some(conn) });
+                self.asked = Some(Asked { caller, refusable: Some(conn), is_own });
             }
             Message::InvocationResult(result) => {
                 let is_its_own = self.handed.get(&result.invocation_id).is_some_and(|handed| handed.executor == conn);
@@ -208,7 +212,8 @@ impl Expected {
 
     /// The step's call, or one that the engine makes of its own accord, is with `executor` now.
     fn is_handed(&mut self, executor: ConnId, id: Option<Uuid>) {
-        let caller = self.asked.as_mut().and_then(|asked| asked.caller.take());
+        let asked = self.asked.as_mut().filter(|asked| !asked.is_own);
+        let caller = asked.and_then(|asked| asked.caller.take());
         let id = id.expect("a call that is handed on has an id");
         let before = self.handed.insert(id, Handed { executor, caller });
         assert!(before.is_none(), "two calls under way have the id {id}");
