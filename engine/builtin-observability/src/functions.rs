@@ -13,7 +13,7 @@ use crate::time::{self, NANOS_PER_SECOND, Overflow, millis_to_nanos, nanos_to_mi
 use crate::view::{tree, view};
 use crate::{baggage, engine_metrics, log_query, trace_query};
 
-const FUNCTIONS: [(&str, &str); 21] = [
+const FUNCTIONS: [(&str, &str); 20] = [
     ("engine::log::trace", "Write a log record of severity trace."),
     ("engine::log::debug", "Write a log record of severity debug."),
     ("engine::log::info", "Write a log record of severity info."),
@@ -34,7 +34,6 @@ const FUNCTIONS: [(&str, &str); 21] = [
     ("engine::health::check", "Tell whether telemetry is taken."),
     ("engine::alerts::list", "List alerts and how they stand."),
     ("engine::alerts::evaluate", "Look at all alerts now."),
-    ("iii-observability::on-config-change", "Internal."),
 ];
 
 pub(crate) fn registrations() -> Vec<RegisterFunction> {
@@ -43,9 +42,7 @@ pub(crate) fn registrations() -> Vec<RegisterFunction> {
         description: Some(description.to_owned()),
         request_format: None,
         response_format: None,
-        metadata: (description == "Internal.")
-            .then(|| serde_json::value::to_raw_value(&json!({"internal": true})).ok())
-            .flatten(),
+        metadata: None,
         invocation: None,
     };
     FUNCTIONS.into_iter().map(registration).collect()
@@ -106,7 +103,6 @@ impl State {
             "engine::sampling::rules" => self.sampling_rules(now),
             "engine::health::check" => self.health(now),
             "engine::alerts::list" => self.alerts().json(now),
-            "iii-observability::on-config-change" => return Ok(None),
             other => match other.strip_prefix("engine::log::").and_then(Level::parse) {
                 Some(level) => {
                     self.log_call(call, level, now)?;

@@ -332,8 +332,9 @@ impl Hub {
         };
         let mut pressure = None;
         let mut state = self.lock();
-        let mut inputs = vec![input];
-        while let Some(input) = inputs.pop() {
+        // Most inputs lead to no other: nothing is allocated for those.
+        let (mut first, mut inputs) = (Some(input), Vec::new());
+        while let Some(input) = first.take().or_else(|| inputs.pop()) {
             for effect in state.router.step(unix_us(), input) {
                 match effect {
                     Effect::Send { conn, message, caller } => {

@@ -306,7 +306,7 @@ mod tests {
         let (sender, outbound) = mpsc::unbounded_channel();
         let pressure = Pressure::default();
         for _ in 0..3 {
-            sender.send(text(MESSAGE_BYTES, &pressure)).ok().expect("a queue");
+            assert!(sender.send(text(MESSAGE_BYTES, &pressure)).is_ok());
         }
         let writing = async move {
             let (_pings, pongs) = mpsc::channel(PONGS);
@@ -356,7 +356,7 @@ mod tests {
             let encoded = outgoing.message.encode();
             frames::begin_text(&mut wanted, encoded.len());
             wanted.extend_from_slice(encoded.as_bytes());
-            sender.send(outgoing).ok().expect("a queue");
+            assert!(sender.send(outgoing).is_ok());
         }
         drop((sender, pings));
         let progress = Progress::new();

@@ -1,4 +1,4 @@
-"""A hundred mebibytes through a data channel, from one worker to another and back."""
+"""A hundred mebibytes through a data channel (`engine::channels::create`), from one worker to another and back."""
 
 import hashlib
 

@@ -4,8 +4,7 @@ import json
 import urllib.error
 import urllib.request
 
-from iii import http
-from world import HTTP, call, connect, done, there, until
+from world import HTTP, connect, done, http, there, until
 
 iii = connect("web")
 

@@ -130,6 +130,7 @@ impl RigBuilder {
     /// When something does not start, or the kit or the images are missing.
     #[must_use]
     pub fn start(self) -> Rig {
+        assert_eq!(missing(), None);
         let sandboxes = self.workers.contains("iii-sandbox");
         let rig = self.spawn();
         for worker in ["iii-worker-ops", "iii-sandbox"] {
@@ -146,13 +147,13 @@ impl RigBuilder {
     /// When the engine or the worker daemon does not start.
     #[must_use]
     pub fn start_without_sandbox_daemon(self) -> Rig {
+        assert_eq!(missing(), None);
         let rig = self.spawn();
         rig.wait_for_worker("iii-worker-ops");
         rig
     }
 
     fn spawn(self) -> Rig {
-        assert_eq!(missing(), None);
         let home = TempDir::with_prefix("iii-home-").expect("a temporary folder for the home");
         let project = TempDir::with_prefix("iii-project-").expect("a temporary folder for the project");
         share_home(home.path(), self.kit.as_deref(), &self.own);
@@ -432,7 +433,12 @@ fn run_engine(view: &View, bin: &Path, home: &TempDir, project: &TempDir, env: &
     engine.spawn().expect("iii-engine starts")
 }
 
-pub(crate) fn bin_dir() -> PathBuf {
+/// Where the programs under test are.
+///
+/// # Panics
+/// When this program does not know where it is.
+#[must_use]
+pub fn bin_dir() -> PathBuf {
     std::env::var_os("III_BIN_DIR").map_or_else(
         || {
             // tests run as target/<profile>/deps/<test>
@@ -443,7 +449,12 @@ pub(crate) fn bin_dir() -> PathBuf {
     )
 }
 
-fn free_port() -> u16 {
+/// A port of loopback that nobody listens on.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
