@@ -255,6 +255,12 @@ impl Router {
         self.connections.values().filter(|connection| connection.builtin.is_none()).count()
     }
 
+    /// Calls that are with their executors.
+    #[must_use]
+    pub fn calls_in_flight(&self) -> usize {
+        self.pending.len()
+    }
+
     /// Advances by one input. Reads no clock and does no IO: `now_us` (since 1970) comes in, effects go out.
     pub fn step(&mut self, now_us: u64, input: Input) -> Vec<Effect> {
         self.now_us = now_us;
