@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// A running engine; ends with all it started when dropped.
 pub struct Rig {
     engine: Child,
+    view: View,
     port: u16,
     bin: PathBuf,
     home: TempDir,
@@ -129,6 +130,7 @@ impl RigBuilder {
     /// When something does not start, or the kit or the images are missing.
     #[must_use]
     pub fn start(self) -> Rig {
+        assert_eq!(missing(), None);
         let sandboxes = self.workers.contains("iii-sandbox");
         let rig = self.spawn();
         for worker in ["iii-worker-ops", "iii-sandbox"] {
@@ -145,13 +147,13 @@ impl RigBuilder {
     /// When the engine or the worker daemon does not start.
     #[must_use]
     pub fn start_without_sandbox_daemon(self) -> Rig {
+        assert_eq!(missing(), None);
         let rig = self.spawn();
         rig.wait_for_worker("iii-worker-ops");
         rig
     }
 
     fn spawn(self) -> Rig {
-        assert_eq!(missing(), None);
         let home = TempDir::with_prefix("iii-home-").expect("a temporary folder for the home");
         let project = TempDir::with_prefix("iii-project-").expect("a temporary folder for the project");
         share_home(home.path(), self.kit.as_deref(), &self.own);
@@ -166,10 +168,8 @@ impl RigBuilder {
             write_below(project.path(), path, content);
         }
         let bin = bin_dir();
-        let mut engine = view.command(&bin.join("iii-engine"));
-        configure(&mut engine, &bin, &home, &project, &self.env);
-        let engine = engine.spawn().expect("iii-engine starts");
-        Rig { engine, port, bin, home, project, env: self.env }
+        let engine = run_engine(&view, &bin, &home, &project, &self.env);
+        Rig { engine, view, port, bin, home, project, env: self.env }
     }
 
     fn view(&self, home: &Path) -> View {
@@ -332,6 +332,14 @@ impl Rig {
         (status, wait_gone(&family, Duration::from_secs(30)))
     }
 
+    /// Sends SIGKILL to the engine, whatever it is doing, and starts it anew in the same home and project. Does not wait
+    /// until it listens.
+    pub fn kill_and_restart_engine(&mut self) {
+        kill(self.engine_pid(), Signal::SIGKILL);
+        let _ = self.engine.wait();
+        self.engine = run_engine(&self.view, &self.bin, &self.home, &self.project, &self.env);
+    }
+
     /// Sends SIGKILL to the engine and returns who of the family is left in the end.
     #[must_use]
     pub fn kill_engine(mut self) -> Vec<Process> {
@@ -416,11 +424,13 @@ fn share_home(home: &Path, kit: Option<&Path>, own: &[&str]) {
     }
 }
 
-fn configure(engine: &mut Command, bin: &Path, home: &TempDir, project: &TempDir, env: &BTreeMap<String, String>) {
-    let log = File::create(project.path().join("engine.log")).expect("engine.log");
+fn run_engine(view: &View, bin: &Path, home: &TempDir, project: &TempDir, env: &BTreeMap<String, String>) -> Child {
+    let log = File::options().create(true).append(true).open(project.path().join("engine.log")).expect("engine.log");
+    let mut engine = view.command(&bin.join("iii-engine"));
     engine.args(["--config", "config.yaml", "--no-update-check"]).current_dir(project.path());
     engine.env("III_HOME", home.path()).env("III_BIN_DIR", bin).envs(env).stdin(Stdio::null());
     engine.stdout(log.try_clone().expect("a second descriptor of the log")).stderr(log);
+    engine.spawn().expect("iii-engine starts")
 }
 
 pub(crate) fn bin_dir() -> PathBuf {
@@ -434,7 +444,12 @@ pub(crate) fn bin_dir() -> PathBuf {
     )
 }
 
-fn free_port() -> u16 {
+/// A port of loopback that nobody listens on.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
