@@ -341,7 +341,12 @@ impl Live {
             }
         }
         for entry in plan.changed.into_iter().chain(plan.added) {
-            self.replace(entry).await;
+            // The others hold on to the one they were made with.
+            if entry.name == builtin_configuration::NAME {
+                warn!("reload: settings of `{}` take effect when the engine is started anew", entry.name);
+            } else {
+                self.replace(entry).await;
+            }
         }
         self.reload_listeners(&wanted.listeners).await;
         if wanted.sandbox != self.config.sandbox {
