@@ -1,13 +1,14 @@
 //! Who may come in through a listener, and what is asked before their registrations take effect.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::http::HeaderMap;
 use engine_builtin::{Answer, BoxFuture, Invocation, Raw, Trace};
 use engine_protocol::{ErrorBody, Message, RegisterFunction, RegisterTrigger, RegisterTriggerType, raw};
 use engine_router::{ConnId, Policy, Session};
+use futures_util::FutureExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::warn;
@@ -20,6 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Checks the `invocation` of a function, whose id comes first, that is an HTTP request.
 pub(crate) type CheckRequest = Arc<dyn Fn(String, Raw) -> BoxFuture<'static, Result<Request, ErrorBody>> + Send + Sync>;
+
+/// A request, and who found it allowed.
+struct Checked {
+    check: CheckRequest,
+    request: Request,
+}
 
 /// Takes a telemetry frame.
 pub(crate) type TakeTelemetry = Arc<dyn Fn(&[u8]) + Send + Sync>;
@@ -168,7 +175,11 @@ impl Access {
                     return None;
                 };
                 match check(function.id.clone(), invocation.clone()).await {
-                    Ok(request) => hub.set_request(conn, &function.id, Some(request)),
+                    Ok(request) => {
+                        let checked = Checked { check, request };
+                        let request = by_present_rules(Arc::clone(&self.services), checked, &function.id, invocation);
+                        hub.set_request(conn, &function.id, Some(request));
+                    }
                     Err(error) => {
                         warn!(function = function.id, code = error.code, reason = error.message, "not registered");
                         return None;
@@ -263,6 +274,34 @@ fn query_map(query: &str) -> HashMap<&str, Vec<&str>> {
         map.entry(key).or_default().push(value);
     }
     map
+}
+
+/// A request that obeys the rules that hold when it is called, not those that held when it was registered.
+fn by_present_rules(services: Arc<Services>, checked: Checked, function_id: &str, invocation: &Raw) -> Request {
+    let (function_id, invocation) = (function_id.to_owned(), invocation.clone());
+    let checked = Arc::new(Mutex::new(checked));
+    Arc::new(move |call| {
+        let Some(check) = services.requests() else {
+            let message =
+                format!("`{function_id}` is an HTTP request, and `iii-http-functions` is not in config.yaml any more");
+            return std::future::ready(Err(ErrorBody::new("function_not_found", message))).boxed();
+        };
+        {
+            let checked = checked.lock().unwrap_or_else(PoisonError::into_inner);
+            if Arc::ptr_eq(&checked.check, &check) {
+                return (checked.request)(call);
+            }
+        }
+        let checking = check(function_id.clone(), invocation.clone());
+        let checked = Arc::clone(&checked);
+        async move {
+            let request = checking.await?;
+            let answer = request(call);
+            *checked.lock().unwrap_or_else(PoisonError::into_inner) = Checked { check, request };
+            answer.await
+        }
+        .boxed()
+    })
 }
 
 #[cfg(test)]

@@ -342,7 +342,12 @@ impl Live {
             }
         }
         for entry in plan.changed.into_iter().chain(plan.added) {
-            self.replace(entry).await;
+            // The others hold on to the one they were made with.
+            if entry.name == builtin_configuration::NAME {
+                warn!("reload: settings of `{}` take effect when the engine is started anew", entry.name);
+            } else {
+                self.replace(entry).await;
+            }
         }
         self.reload_listeners(&wanted.listeners).await;
         if wanted.sandbox != self.config.sandbox {
@@ -398,7 +403,6 @@ impl Live {
         if let Some(running) = before {
             self.end(running).await;
         }
-        let is_configuration = name == builtin_configuration::NAME;
         info!("reload: worker `{name}` is started{}", if old.is_some() { " anew" } else { "" });
         if let Err(error) = self.make_and_begin(entry).await {
             error!("reload: worker `{name}`: {}", chain(&error));
@@ -408,9 +412,6 @@ impl Live {
                     error!("reload: worker `{name}`: {}", chain(&error));
                 }
             }
-        }
-        if is_configuration {
-            self.settle().await;
         }
     }
 
@@ -469,26 +470,6 @@ impl Live {
     /// Nobody but host's workers offers what listeners ask.
     fn protect(&self) {
         self.hub.protect(self.config.listeners.iter().flat_map(Listener::functions).collect());
-    }
-
-    /// After another `configuration` worker has come: the others' settings are to be with it, and followed there.
-    async fn settle(&mut self) {
-        let mut builtins = std::mem::take(&mut self.builtins);
-        for running in &mut builtins {
-            let Some(kind) = kind(&running.entry.name).filter(|kind| kind.is_configurable) else { continue };
-            running.following.cancel();
-            running.following = self.stop.child_token();
-            match self.settings(kind, &running.entry).await {
-                Ok(settings) => {
-                    if let Err(error) = running.builtin.apply(settings).await {
-                        warn!(worker = kind.name, reason = chain(&error), "settings are refused, those before stay");
-                    }
-                }
-                Err(error) => warn!(worker = kind.name, reason = chain(&error), "settings could not be stored"),
-            }
-            self.follow(running);
-        }
-        self.builtins = builtins;
     }
 }
 
