@@ -1,5 +1,7 @@
 //! The worker as the engine uses it, with an engine that only remembers.
 
+use std::io::{Read, Write};
+
 use crate::fake::{FakeEngine, ask, ask_in, bind, frame, spans, started, trace_id, until};
 use engine_builtin::{Builtin, BuiltinError, Stats, Trace};
 use serde_json::{Value, json};
@@ -186,6 +188,42 @@ async fn metrics_of_sdks_and_engine_are_listed_rolled_up_and_watched() {
     let error = ask(&worker, "engine::rollups::list", json!({"level": 3})).expect_err("an error");
     assert_eq!(error.code, "deserialization_error");
     worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_may_ask_for_gauges_and_bind_triggers_whatever_it_is_asked_for() {
+    let (engine, worker) = started(json!({})).await;
+    worker.ingest(&frame("MTRC", &gauges("w1", now_ns()))).expect("taken");
+    let wanted = |answer: &Value| answer["sdk_metrics"].as_array().is_some_and(|metrics| metrics.len() == 3);
+    until(&worker, "engine::metrics::list", json!({}), wanted).await;
+    engine.asked_back.set(std::sync::Arc::downgrade(&worker)).expect("set once");
+    bind(&worker, "log", "on::log", Value::Null).expect("bound");
+    bind(&worker, "trace", "on::trace", Value::Null).expect("bound");
+    for function in worker.functions() {
+        let request = json!({"message": "m", "key": "k", "value": "v", "attribute": "a", "trace_id": "t"});
+        ask(&worker, &function.id, request).unwrap_or_else(|error| panic!("{}: {error}", function.id));
+    }
+    worker.ingest(&frame("OTLP", &spans(&[(1, 1, 0, "root")]))).expect("taken");
+    for function in ["on::log", "on::trace", "stream::send"] {
+        engine.called(function, |calls| !calls.is_empty()).await;
+    }
+    let address = worker.prometheus_address().expect("an endpoint");
+    let page = tokio::task::spawn_blocking(move || page(address)).await.expect("a page");
+    assert!(page.contains("iii_invocations_total"), "{page}");
+    worker.stop().await;
+    let asked = engine.asked.lock().expect("a lock").clone();
+    for method in ["stats", "version", "knows", "call"] {
+        assert!(asked.iter().any(|(by, _)| *by == method), "{method} was not asked for: {asked:?}");
+    }
+    assert!(asked.iter().all(|(_, answered)| *answered), "{asked:?}");
+}
+
+fn page(address: std::net::SocketAddr) -> String {
+    let mut socket = std::net::TcpStream::connect(address).expect("a connection");
+    socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").expect("a request");
+    let mut page = String::new();
+    socket.read_to_string(&mut page).expect("a page");
+    page
 }
 
 #[tokio::test]
