@@ -2,6 +2,7 @@
 //!
 //! Text is borrowed from the frame until it has found room in an item.
 
+mod count;
 mod logs;
 mod metrics;
 mod traces;
@@ -15,6 +16,8 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::attribute::{AttributeValue, Attributes, Budget, Resource, Scope, find};
 
+#[cfg(test)]
+pub(crate) use count::MAX_ELEMENTS;
 pub(crate) use logs::logs;
 pub(crate) use metrics::metrics;
 pub(crate) use traces::traces;
@@ -145,6 +148,12 @@ impl<'de> Visitor<'de> for ScalarVisitor {
         while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         Ok(Scalar::Nothing)
     }
+}
+
+/// Reads a request that has no more in it than we have memory for.
+fn request<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, serde_json::Error> {
+    count::check(json)?;
+    serde_json::from_str(json)
 }
 
 /// `null`, or not there, is empty.
