@@ -212,7 +212,7 @@ impl State {
 
     fn send_metric(&self, metric: Arc<Metric>) {
         if let Some(queue) = self.queues().metrics {
-            let weight = metric.weight;
+            let weight = metric.weight();
             queue.push(metric, weight);
         }
     }

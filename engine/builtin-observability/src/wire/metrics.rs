@@ -145,16 +145,7 @@ fn metric(wire: &WireMetric<'_>, now_unix_nano: u64) -> Option<Metric> {
             value,
         });
     }
-    Some(Metric {
-        name,
-        description,
-        unit,
-        kind,
-        points,
-        resource: Arc::default(),
-        scope: Arc::default(),
-        weight: budget.spent(),
-    })
+    Some(Metric { name, description, unit, kind, points, resource: Arc::default(), scope: Arc::default() })
 }
 
 /// OTLP's number for it; anything else counts as cumulative.
