@@ -294,6 +294,36 @@ async fn new_settings_are_used_at_once_where_they_can_be_and_bad_ones_change_not
     worker.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_cannot_move_stays_and_moves_with_the_next_settings() {
+    let (_, worker) = started(json!({})).await;
+    let before = worker.prometheus_address().expect("an endpoint");
+    let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let wanted = taken.local_addr().expect("an address");
+    let settings = || json!({"prometheus": {"port": wanted.port()}});
+    worker.apply(settings()).await.expect("applied all the same");
+    assert_eq!(worker.prometheus_address(), Some(before));
+    drop(taken);
+    worker.apply(settings()).await.expect("applied");
+    assert_eq!(worker.prometheus_address(), Some(wanted));
+    let page = tokio::task::spawn_blocking(move || page(wanted)).await.expect("a page");
+    assert!(page.contains("iii_invocations_total"), "{page}");
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn one_port_of_the_endpoint_is_opened_to_other_hosts_and_closed_again() {
+    let (_, worker) = started(json!({})).await;
+    let before = worker.prometheus_address().expect("an endpoint");
+    // Documentation's address is never this machine's.
+    for (host, live) in [("0.0.0.0", "0.0.0.0"), ("203.0.113.1", "0.0.0.0"), ("127.0.0.1", "127.0.0.1")] {
+        worker.apply(json!({"prometheus": {"host": host, "port": before.port()}})).await.expect("applied");
+        let address = worker.prometheus_address().expect("an endpoint");
+        assert_eq!((address.ip().to_string(), address.port()), (live.to_owned(), before.port()));
+    }
+    worker.stop().await;
+}
+
 #[tokio::test]
 async fn a_port_in_use_is_no_failure_and_every_function_answers() {
     let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
