@@ -43,7 +43,7 @@ pub fn decode(input: &[u8], features: &mut Features) {
 
 /// The first words of an error: what follows are values and places, which would make each error another one.
 fn shape(error: &serde_json::Error) -> String {
-    error.to_string().split(' ').take(3).collect()
+    error.to_string().split(' ').take(2).collect()
 }
 
 fn payload(payload: Option<Box<RawValue>>, features: &mut Features) {
