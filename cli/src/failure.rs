@@ -30,8 +30,16 @@ impl Failure {
         Self { hint: Some(hint.into()), ..self }
     }
 
+    pub(crate) fn hint_if(self, hint: Option<String>) -> Self {
+        Self { hint, ..self }
+    }
+
     pub(crate) fn status(&self) -> u8 {
         self.status
+    }
+
+    pub(crate) fn what(&self) -> &str {
+        &self.what
     }
 
     pub(crate) fn body(&self) -> Option<&ErrorBody> {

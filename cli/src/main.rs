@@ -1,12 +1,14 @@
 //! `iii`: a command line becomes one call, its answer becomes text.
 //!
 //! ```text
-//! arguments ─► commands/<one file each> ─► connection ─► engine
-//!                      │
+//! arguments ─► commands/<one file each> ─┬─► connection ─► engine
+//!                      │                 ├─► release ─► install, state     (`iii update`)
+//!                      │                 ├─► project                       (`iii project`)
+//!                      │                 └─► programs: becomes another one (`iii`, `iii console`)
 //!                      └─► answer on stdout, everything else on stderr
 //! ```
-//! Knows functions by name and shape. Starts no VM and keeps no state: a command and a call from a worker take the
-//! same path.
+//! Knows functions by name and shape. Starts no VM, and keeps nothing but a list of programs that it installed: a
+//! command and a call from a worker take the same path.
 //!
 //! Always true:
 //! - Text that came from a worker or a guest is printed without control characters, except where it is the data asked
@@ -18,14 +20,19 @@ mod clean;
 mod commands;
 mod connection;
 mod failure;
+mod install;
+mod programs;
 mod progress;
+mod project;
+mod release;
+mod removed;
+mod state;
 mod stdin;
 mod terminal;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use clap::error::ErrorKind;
 
 use crate::arguments::{Arguments, Command};
 use crate::failure::Failure;
@@ -36,11 +43,18 @@ type Outcome = Result<u8, Failure>;
 fn main() -> ExitCode {
     // `iii … | head` ends us as it ends other programs: by a signal, not by an error about printing.
     sigpipe::reset();
+    let called = std::env::args_os().next().unwrap_or_default();
+    if let Some(hint) = removed::program(&called.to_string_lossy()) {
+        let failure = Failure::usage("this name of the program is no longer used").hint(hint);
+        failure.print(false);
+        return ExitCode::from(failure.status());
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
             let _ = error.print();
-            if let Some(hint) = replacement(&error) {
+            let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into()).collect();
+            if let Some(hint) = removed::replacement(&error, &words) {
                 eprintln!("\nhint: {hint}");
             }
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
@@ -52,8 +66,8 @@ fn main() -> ExitCode {
     }
     let json = arguments.command.as_ref().is_some_and(Command::wants_json);
     let outcome = match arguments.command {
-        None => Err(commands::engine::become_engine(&arguments.engine)),
-        Some(command) => run(command),
+        None => start(&arguments.engine),
+        Some(command) => on_runtime(commands::run(command)).flatten(),
     };
     match outcome {
         Ok(status) => ExitCode::from(status),
@@ -64,33 +78,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Outcome {
+fn start(arguments: &arguments::Engine) -> Outcome {
+    if !arguments.no_update_check {
+        on_runtime(commands::update_check::announce())?;
+    }
+    Err(commands::engine::become_engine(arguments))
+}
+
+fn on_runtime<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("could not start: {error}")))?;
-    let outcome = runtime.block_on(commands::run(command));
+    let outcome = runtime.block_on(work);
     // A read of standard input may still block a thread: nobody waits for it.
     runtime.shutdown_background();
-    outcome
-}
-
-/// What to type instead of a command that older versions had.
-fn replacement(error: &clap::Error) -> Option<String> {
-    if error.kind() != ErrorKind::InvalidSubcommand {
-        return None;
-    }
-    let word = std::env::args().skip(1).find(|argument| !argument.starts_with('-'))?;
-    match word.as_str() {
-        "start" | "serve" => Some("`iii` without a command starts the engine".into()),
-        "sandbox" => {
-            Some("use `iii worker sandbox …`, or `iii trigger sandbox::run image=python code='print(1)'`".into())
-        }
-        "install" | "add" => Some("use `iii worker add`".into()),
-        "uninstall" | "remove" => Some("use `iii worker remove`".into()),
-        "list" | "info" | "status" | "logs" | "exec" => Some(format!("use `iii worker {word}`")),
-        "create" => Some("write a config.yaml, or start with `iii --use-default-config`".into()),
-        _ => None,
-    }
+    Ok(outcome)
 }

@@ -1,13 +1,16 @@
 //! The command line: what all commands share, and the commands at the top.
 
+mod project;
 mod sandbox;
 mod values;
 mod worker;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use self::project::{GenerateDocker, Init, Project};
 pub(crate) use self::sandbox::{
     Children, DeleteSnapshot, Download, Sandbox, SandboxCreate, SandboxExec, SandboxFork, SandboxList, SandboxRestore,
     SandboxRun, SandboxSnapshot, SandboxStop, Upload,
@@ -43,7 +46,7 @@ pub(crate) struct Engine {
     /// Built-in configuration, no file.
     #[arg(long)]
     pub(crate) use_default_config: bool,
-    /// No background look for new versions; there is none in this version.
+    /// Do not look for new versions.
     #[arg(long)]
     pub(crate) no_update_check: bool,
 }
@@ -55,15 +58,33 @@ pub(crate) enum Command {
     /// Add, start, stop and look at workers in microVMs.
     #[command(subcommand, arg_required_else_help = true)]
     Worker(Worker),
+    /// Make a project's files.
+    #[command(subcommand, arg_required_else_help = true)]
+    Project(Project),
+    /// Run the console, `iii-console`, with these arguments.
+    #[command(disable_help_flag = true)]
+    Console(Delegated),
+    /// Run `iii-cloud` with these arguments.
+    #[command(disable_help_flag = true)]
+    Cloud(Delegated),
+    /// Replace programs with their latest versions.
+    Update(Update),
     /// Check what this machine has and lacks.
     Doctor(Doctor),
+    /// Print a script that completes commands in a shell.
+    Completions(Completions),
 }
 
 impl Command {
     /// Whether errors are to be JSON too.
     pub(crate) fn wants_json(&self) -> bool {
         match self {
-            Self::Trigger(_) => false,
+            Self::Trigger(_)
+            | Self::Project(_)
+            | Self::Console(_)
+            | Self::Cloud(_)
+            | Self::Update(_)
+            | Self::Completions(_) => false,
             Self::Doctor(doctor) => doctor.json,
             Self::Worker(worker) => worker.to().json,
         }
@@ -120,6 +141,37 @@ pub(crate) struct Doctor {
     pub(crate) json: bool,
 }
 
+/// What another program gets, untouched.
+#[derive(Args)]
+pub(crate) struct Delegated {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    pub(crate) arguments: Vec<OsString>,
+}
+
+#[derive(Args)]
+pub(crate) struct Update {
+    /// What to update, or install if it is absent [default: iii and every program that is installed].
+    pub(crate) target: Option<String>,
+    /// Print the names that may be given.
+    #[arg(long, conflicts_with = "target")]
+    pub(crate) list_targets: bool,
+    /// Where releases are published.
+    #[arg(long, value_name = "URL", env = "III_UPDATE_URL", hide_env_values = true)]
+    pub(crate) url: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Completions {
+    pub(crate) shell: Shell,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +197,9 @@ mod tests {
             "worker info",
             "worker exec a",
             "worker exec a -e B -- c",
+            "update console --list-targets",
+            "completions tcsh",
+            "project init --template x",
         ] {
             let words = std::iter::once("iii").chain(line.split(' '));
             assert!(Arguments::try_parse_from(words).is_err(), "{line}");
@@ -157,6 +212,11 @@ mod tests {
             "trigger",
             "trigger a b=c",
             "worker exec a -- b -c",
+            "console --help -p 1",
+            "cloud",
+            "update",
+            "update console",
+            "project init shop --docker",
         ] {
             let words = std::iter::once("iii").chain(line.split(' ').filter(|word| !word.is_empty()));
             assert!(Arguments::try_parse_from(words).is_ok(), "{line}");

@@ -1,12 +1,19 @@
 //! A file per command.
 
+mod completions;
+mod delegate;
 mod doctor;
 pub(crate) mod engine;
+mod project_docker;
+mod project_init;
+mod project_template;
 mod sandbox;
 mod sandbox_files;
 mod sandbox_snapshot;
 mod trigger;
 mod trigger_help;
+mod update;
+pub(crate) mod update_check;
 mod worker_add;
 mod worker_exec;
 mod worker_logs;
@@ -18,7 +25,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::Outcome;
-use crate::arguments::{Command, Sandbox, Worker};
+use crate::arguments::{Command, Project, Sandbox, Worker};
+use crate::programs::Target;
 
 /// How long a question that needs no VM may take.
 const SHORT: Duration = Duration::from_secs(30);
@@ -30,6 +38,14 @@ pub(crate) async fn run(command: Command) -> Outcome {
     match command {
         Command::Trigger(arguments) => trigger::run(arguments).await,
         Command::Doctor(arguments) => doctor::run(arguments).await,
+        Command::Completions(arguments) => completions::run(&arguments),
+        Command::Console(arguments) => delegate::become_program(Target::Console, &arguments).await,
+        Command::Cloud(arguments) => delegate::become_program(Target::Cloud, &arguments).await,
+        Command::Update(arguments) => update::run(arguments).await,
+        Command::Project(command) => match command {
+            Project::Init(arguments) => project_init::run(&arguments),
+            Project::GenerateDocker(arguments) => project_docker::run(&arguments),
+        },
         Command::Worker(command) => match command {
             Worker::Add(arguments) => worker_add::run(arguments, false).await,
             Worker::Reinstall(arguments) => worker_add::run(arguments, true).await,

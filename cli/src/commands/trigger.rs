@@ -29,10 +29,7 @@ pub(crate) async fn run(arguments: Trigger) -> Outcome {
     match result {
         Ok(None) => Ok(0),
         Ok(Some(result)) => {
-            let result: Value = serde_json::from_str(result.get()).unwrap_or(Value::Null);
-            if !result.is_null() {
-                println!("{result:#}");
-            }
+            print_result(result.get());
             Ok(0)
         }
         Err(error) => {
@@ -43,6 +40,15 @@ pub(crate) async fn run(arguments: Trigger) -> Outcome {
             eprintln!("Error: {}", clean(&format!("{object:#}")));
             Ok(1)
         }
+    }
+}
+
+/// Nothing for `null`. A value that is nested too deeply for us is printed as it came.
+fn print_result(result: &str) {
+    match serde_json::from_str::<Value>(result) {
+        Ok(Value::Null) => {}
+        Ok(result) => println!("{result:#}"),
+        Err(_) => println!("{result}"),
     }
 }
 

@@ -1,29 +1,29 @@
 //! `iii trigger <function> --help`: what a function takes, from what its worker published.
 
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
 use clap::CommandFactory;
 use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::arguments::{Arguments, Trigger};
 use crate::clean::line;
-use crate::commands::SHORT;
 use crate::connection::Connection;
 use crate::failure::Failure;
 
+/// Parts of a schema that are looked at for one type. More of them, or a circle, are `any`.
+const MAX_PARTS: u32 = 64;
+
+/// Columns are as wide as their widest cell, but not wider than this: a longer cell moves the rest of its row.
+const MAX_COLUMN: usize = 40;
+
 pub(crate) async fn run(arguments: &Trigger) -> Outcome {
     let Some(function) = &arguments.function_path else {
-        print_static();
+        println!("{}", static_help());
         return Ok(0);
     };
-    let answer = match Connection::open(&arguments.address).await {
-        Ok(connection) => {
-            let answer = connection.ask("engine::functions::info", &json!({ "function_id": function }), SHORT).await;
-            connection.close().await;
-            answer
-        }
-        Err(failure) => Err(failure),
-    };
-    match answer {
+    match info(arguments, function).await {
         Ok(info) => {
             print!("{}", describe(function, &info));
             Ok(0)
@@ -33,19 +33,27 @@ pub(crate) async fn run(arguments: &Trigger) -> Outcome {
                 .hint("run `iii trigger engine::functions::list` to see those there are"))
         }
         Err(failure) => {
-            eprintln!("warning: nothing is known about `{}`:", line(function));
-            failure.print(false);
-            print_static();
+            eprintln!("warning: nothing is known about `{}`: {}\n", line(function), line(failure.what()));
+            println!("{}", static_help());
             Ok(0)
         }
     }
 }
 
-fn print_static() {
+async fn info(arguments: &Trigger, function: &str) -> Result<Value, Failure> {
+    let patience = Duration::from_millis(arguments.timeout_ms);
+    let start = Instant::now();
+    let connection = Connection::open_within(&arguments.address, patience).await?;
+    let left = patience.saturating_sub(start.elapsed());
+    let info = connection.ask("engine::functions::info", &json!({ "function_id": function }), left).await;
+    connection.close().await;
+    info
+}
+
+fn static_help() -> String {
     let mut command = Arguments::command();
-    if let Some(trigger) = command.find_subcommand_mut("trigger") {
-        println!("{}", trigger.render_help());
-    }
+    command.build();
+    command.find_subcommand_mut("trigger").map(|trigger| trigger.render_help().to_string()).unwrap_or_default()
 }
 
 fn describe(function: &str, info: &Value) -> String {
@@ -53,60 +61,98 @@ fn describe(function: &str, info: &Value) -> String {
     if let Some(description) = info["description"].as_str() {
         text.push_str(&format!("{}\n\n", line(description)));
     }
-    text.push_str(&format!("Usage: iii trigger {} [key=value]... [--json JSON]\n\n", line(function)));
+    text.push_str(&format!("Usage: iii trigger {} [OPTIONS] [key=value]...\n\n", line(function)));
     let schema = ["request_schema", "request_format"].iter().map(|key| &info[*key]).find(|schema| schema.is_object());
     match schema.map(rows) {
         Some(rows) if !rows.is_empty() => text.push_str(&table(&rows)),
         Some(_) => text.push_str("It takes no fields.\n"),
         None => text.push_str("Its worker published no request schema.\n"),
     }
-    text.push_str("\nOptions: --address HOST, --port PORT, --timeout-ms MS; see `iii trigger --help`\n");
+    let help = static_help();
+    text.push_str(help.find("\nOptions:").map_or("", |options| &help[options..]));
     text
 }
 
 /// Name, type, required, description of each top-level property.
 fn rows(schema: &Value) -> Vec<[String; 4]> {
-    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let properties = schema["properties"].as_object().into_iter().flatten();
+    let root = schema;
+    let schema = resolve(root, root, &mut MAX_PARTS.clone());
+    let Some(properties) = schema["properties"].as_object() else { return Vec::new() };
+    let required: BTreeSet<&str> =
+        schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     properties
+        .iter()
         .map(|(name, property)| {
-            let needed = if required.contains(&name.as_str()) { "yes" } else { "no" };
-            let description = property["description"].as_str().unwrap_or("");
-            [line(name), line(&type_of(property, schema, 4)), needed.to_owned(), line(description)]
+            let needed = if required.contains(name.as_str()) { "yes" } else { "no" };
+            let mut parts = MAX_PARTS;
+            let kind = type_of(property, root, &mut parts);
+            let resolved = resolve(property, root, &mut parts);
+            let description = [property, resolved].into_iter().find_map(|part| part["description"].as_str());
+            [line(name), line(&kind), needed.to_owned(), line(description.unwrap_or(""))]
         })
         .collect()
 }
 
-/// `string`, `string|null`, `array<T>`; references within the schema are followed, at most `depth` of them.
-fn type_of(property: &Value, root: &Value, depth: u8) -> String {
-    if let Some(target) = property["$ref"].as_str().and_then(|path| path.strip_prefix('#'))
-        && depth > 0
-        && let Some(target) = root.pointer(target)
-    {
-        return type_of(target, root, depth - 1);
+/// What a reference within the schema stands for; `parts` is counted down.
+fn resolve<'a>(mut part: &'a Value, root: &'a Value, parts: &mut u32) -> &'a Value {
+    while let Some(path) = part["$ref"].as_str() {
+        let target = path.strip_prefix('#').and_then(|pointer| root.pointer(pointer));
+        let (Some(target), Some(left)) = (target, parts.checked_sub(1)) else { return &Value::Null };
+        (part, *parts) = (target, left);
     }
-    if let Some(choices) = property["anyOf"].as_array().or_else(|| property["oneOf"].as_array())
-        && depth > 0
+    part
+}
+
+/// `string`, `string|null`, `array<T>`, or `any`.
+fn type_of(part: &Value, root: &Value, parts: &mut u32) -> String {
+    let any = || "any".to_owned();
+    let Some(left) = parts.checked_sub(1) else { return any() };
+    *parts = left;
+    let part = resolve(part, root, parts);
+    // One that all others are added to is how some generators write a reference with a description.
+    if let Some([only]) = part["allOf"].as_array().map(Vec::as_slice)
+        && part["type"].is_null()
     {
-        let mut types: Vec<String> = choices.iter().map(|choice| type_of(choice, root, depth - 1)).collect();
-        types.dedup();
-        return types.join("|");
+        return type_of(only, root, parts);
     }
-    match &property["type"] {
-        Value::String(name) if name == "array" && depth > 0 && property["items"].is_object() => {
-            format!("array<{}>", type_of(&property["items"], root, depth - 1))
+    let choices = part["anyOf"].as_array().or_else(|| part["oneOf"].as_array());
+    let names: Vec<String> = match (&part["type"], choices) {
+        (Value::String(name), _) => vec![named(name, part, root, parts)],
+        (Value::Array(names), _) => {
+            names.iter().filter_map(Value::as_str).map(|name| named(name, part, root, parts)).collect()
         }
-        Value::String(name) => name.clone(),
-        Value::Array(names) => names.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("|"),
-        _ => "any".into(),
+        (_, Some(choices)) => {
+            choices.iter().take(MAX_PARTS as usize).map(|choice| type_of(choice, root, parts)).collect()
+        }
+        _ => Vec::new(),
+    };
+    let mut distinct: Vec<&str> = Vec::new();
+    for name in names.iter().take(MAX_PARTS as usize).flat_map(|name| split(name)) {
+        if !distinct.contains(&name) {
+            distinct.push(name);
+        }
+    }
+    if distinct.is_empty() || distinct.contains(&"any") { any() } else { distinct.join("|") }
+}
+
+/// The choices of a type; what stands between angle brackets is one of them.
+fn split(name: &str) -> Vec<&str> {
+    if name.contains('<') { vec![name] } else { name.split('|').collect() }
+}
+
+fn named(name: &str, part: &Value, root: &Value, parts: &mut u32) -> String {
+    match name {
+        "array" if part["items"].is_object() => format!("array<{}>", type_of(&part["items"], root, parts)),
+        name => name.to_owned(),
     }
 }
 
 fn table(rows: &[[String; 4]]) -> String {
     let heads = ["name", "type", "required", "description"].map(str::to_owned);
     let all: Vec<&[String; 4]> = std::iter::once(&heads).chain(rows).collect();
-    let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let (first, second, third) = (width(0), width(1), width(2));
+    let width =
+        |column: usize| all.iter().map(move |row| row[column].chars().count()).filter(|width| *width <= MAX_COLUMN);
+    let [first, second, third] = [0, 1, 2].map(|column| width(column).max().unwrap_or(0));
     all.iter()
         .map(|[name, kind, needed, description]| {
             format!("  {name:first$}  {kind:second$}  {needed:third$}  {description}").trim_end().to_owned() + "\n"
@@ -125,26 +171,84 @@ mod tests {
             "request_schema": {
                 "required": ["sku"],
                 "properties": {
-                    "sku": { "type": "string", "description": "Which\none\u{202e}" },
-                    "tags": { "type": "array", "items": { "$ref": "#/$defs/Tag" } },
-                    "qty": { "type": ["integer", "null"] },
-                    "x": { "anyOf": [{ "type": "string" }, { "type": "null" }] },
-                    "loop": { "$ref": "#/properties/loop" },
+                    "sku": { "type": "string", "description": "Which\none\u{202e}\tof\u{2028}them" },
+                    "t\u{1b}[31mx\u{9b}": { "type": "str\u{202e}ing" },
                 },
-                "$defs": { "Tag": { "type": "string" } },
             },
         });
         let text = describe("orders::quote", &info);
-        assert!(!text.contains('\u{1b}') && !text.contains('\u{202e}'), "{text}");
-        for row in [
-            "sku   string         yes       Which one",
-            "tags  array<string>  no",
-            "qty   integer|null",
-            "x     string|null",
-            "loop  any",
-        ] {
+        assert!(!text.contains(['\u{1b}', '\u{9b}', '\u{202e}', '\u{2028}', '\t']), "{text}");
+        for row in ["  sku     string  yes       Which one ofthem\n", "  t[31mx  string  no\n", "--timeout-ms"] {
             assert!(text.contains(row), "{row:?} is not in\n{text}");
         }
         assert!(describe("a::b", &json!({})).contains("no request schema"));
+    }
+
+    #[track_caller]
+    fn check(property: &Value, expected: &str) {
+        let root = json!({
+            "$defs": {
+                "Tag": { "type": "string" },
+                "Circle": { "$ref": "#/$defs/Circle" },
+                "Tree": { "anyOf": [{ "$ref": "#/$defs/Tree" }, { "$ref": "#/$defs/Tree" }, { "type": "null" }] },
+                "Deep": { "type": "array", "items": { "$ref": "#/$defs/Deep" } },
+            },
+        });
+        assert_eq!(type_of(property, &root, &mut MAX_PARTS.clone()), expected, "{property}");
+    }
+
+    #[test]
+    fn a_type_is_named_as_people_write_it() {
+        check(&json!({ "type": "string" }), "string");
+        check(&json!({ "type": ["integer", "null"] }), "integer|null");
+        check(&json!({ "type": "array" }), "array");
+        check(&json!({ "type": "array", "items": { "$ref": "#/$defs/Tag" } }), "array<string>");
+        check(&json!({ "type": ["array", "null"], "items": { "type": "number" } }), "array<number>|null");
+        check(&json!({ "type": "array", "items": { "type": ["a", "b"] } }), "array<a|b>");
+        check(&json!({ "anyOf": [{ "type": "string" }, { "type": ["string", "null"] }] }), "string|null");
+        check(&json!({ "oneOf": [{ "$ref": "#/$defs/Tag" }, { "type": "array", "items": {} }] }), "string|array<any>");
+        check(&json!({ "allOf": [{ "$ref": "#/$defs/Tag" }], "description": "x" }), "string");
+    }
+
+    #[test]
+    fn what_has_no_name_is_any() {
+        for property in [
+            json!({}),
+            json!(true),
+            json!(null),
+            json!({ "enum": ["a"] }),
+            json!({ "type": 7 }),
+            json!({ "type": [] }),
+            json!({ "$ref": "#/$defs/None" }),
+            json!({ "$ref": "other.json#/a" }),
+            json!({ "$ref": "#/$defs/Circle" }),
+            json!({ "$ref": "#/$defs/Tree" }),
+            json!({ "anyOf": [{ "type": "string" }, {}] }),
+            json!({ "allOf": [{ "type": "string" }, { "type": "null" }] }),
+        ] {
+            check(&property, "any");
+        }
+    }
+
+    #[test]
+    fn a_hostile_schema_costs_little() {
+        let deep = type_of(&json!({ "$ref": "#" }), &json!({ "type": "array", "items": { "$ref": "#" } }), &mut 64);
+        assert!(deep.len() < 1000, "{deep}");
+        let wide: Vec<Value> = (0..10_000).map(|_| json!({ "$ref": "#" })).collect();
+        assert_eq!(type_of(&json!({ "$ref": "#" }), &json!({ "anyOf": wide }), &mut MAX_PARTS.clone()), "any");
+        let rows = ["x".repeat(1 << 20), "y".into()].map(|name| [name, "a".into(), "no".into(), String::new()]);
+        assert!(table(&rows).contains("\n  y     a     no\n"));
+    }
+
+    #[test]
+    fn fields_behind_a_reference_are_found_with_their_descriptions() {
+        let schema = json!({
+            "$ref": "#/$defs/Order",
+            "$defs": {
+                "Order": { "properties": { "sku": { "$ref": "#/$defs/Sku" } }, "required": ["sku"] },
+                "Sku": { "type": "string", "description": "A number" },
+            },
+        });
+        assert_eq!(rows(&schema), [["sku", "string", "yes", "A number"].map(str::to_owned)]);
     }
 }

@@ -355,7 +355,9 @@ impl Configuration {
     }
 
     fn expire(&self, here: &Here, id: &str) {
-        if self.bindings.has_own(id) {
+        let internal =
+            here.entry(id).is_ok_and(|entry| entry.metadata.is_some_and(|metadata| metadata["internal"] == true));
+        if internal || self.bindings.has_own(id) {
             return;
         }
         let mut entries = here.lock();
@@ -462,6 +464,9 @@ impl Builtin for Configuration {
     fn unbind(&self, _: &str, id: &str) {
         let Some(entry) = self.bindings.unbind(id) else { return };
         let (Kept::Here(here), Some(me), false) = (&self.kept, self.me.upgrade(), self.ttl.is_zero()) else { return };
+        if here.entry(&entry).is_err() {
+            return;
+        }
         let expiring = self.stop.child_token();
         here.expiring.lock().unwrap_or_else(PoisonError::into_inner).insert(entry.clone(), expiring.clone());
         tokio::spawn(async move {
@@ -475,6 +480,7 @@ impl Builtin for Configuration {
     fn start(&self) -> BoxFuture<'_, Result<(), BuiltinError>> {
         Box::pin(async {
             let Some(me) = self.me.upgrade() else { return Ok(()) };
+            let following = self.me.clone();
             match &self.kept {
                 Kept::Here(here) => {
                     let (watcher, mut settled) = here
@@ -491,6 +497,7 @@ impl Builtin for Configuration {
                     });
                 }
                 Kept::Elsewhere(remote) => remote.follow(move |event| {
+                    let Some(me) = following.upgrade().filter(|me| !me.stop.is_cancelled()) else { return };
                     let kind = serde_json::from_value::<Change>(event["event_type"].clone());
                     let (Ok(change), Ok(entry)) = (kind, serde_json::from_value::<Entry>(event.clone())) else {
                         return;

@@ -25,7 +25,7 @@ pub use call::{Answer, Call, Reply, Trace, decode, encode};
 pub use condition::is_met;
 pub use deliveries::{Deliveries, MAX_BYTES, MAX_IN_FLIGHT, MAX_WAITING, Overloaded, Room};
 pub use engine::{Engine, EngineApi, Invocation, Stats};
-pub use pipe::{Item, PipeReader, PipeWriter, pipe};
+pub use pipe::{Item, PipeReader, PipeWriter, ReaderGone, pipe};
 
 pub use engine_protocol::{ChannelRef, ErrorBody, RegisterFunction, RegisterTriggerType};
 pub use futures_util::future::BoxFuture;

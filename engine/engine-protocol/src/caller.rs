@@ -1,7 +1,9 @@
 //! Tells a handler who calls: `_caller_worker_id` goes into an object payload without taking the payload apart.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
+use memchr::memmem::Finder;
 use serde_json::value::RawValue;
 
 use crate::members::without_member;
@@ -48,8 +50,9 @@ pub fn with_caller(data: Box<RawValue>, caller: &str) -> Result<Box<RawValue>, B
 
 /// Without looking at the structure: the key's name is there somewhere, or an escape that may spell it.
 fn may_hold_key(text: &str) -> bool {
-    let holds = |wanted: &str| memchr::memmem::find(text.as_bytes(), wanted.as_bytes()).is_some();
-    holds(KEY) || holds("\\u")
+    static KEYS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
+    static ESCAPES: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\\u"));
+    [&KEYS, &ESCAPES].iter().any(|finder| finder.find(text.as_bytes()).is_some())
 }
 
 #[cfg(test)]

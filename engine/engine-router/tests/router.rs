@@ -25,16 +25,13 @@ impl World {
 
     fn step(&mut self, input: Input) {
         for effect in self.router.step(0, input) {
-            match effect {
-                Effect::Send { conn, mut message, caller } => {
-                    // As the engine does when it writes a call to its socket.
-                    if let (Message::InvokeFunction(call), Some(caller)) = (&mut message, caller) {
-                        let spliced = call.data.take().map(|data| with_caller(data, &caller.to_string()));
-                        call.data = spliced.transpose().expect("an object");
-                    }
-                    self.sent.entry(conn.0).or_default().push(message);
+            if let Effect::Send { conn, mut message, caller } = effect {
+                // As the engine does when it writes a call to its socket.
+                if let (Message::InvokeFunction(call), Some(caller)) = (&mut message, caller) {
+                    let spliced = call.data.take().map(|data| with_caller(data, &caller.to_string()));
+                    call.data = spliced.transpose().expect("an object");
                 }
-                _ => {}
+                self.sent.entry(conn.0).or_default().push(message);
             }
         }
     }

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use redb::{Database, backends::InMemoryBackend};
@@ -17,6 +18,9 @@ const MAX_BATCH: usize = 4096;
 
 /// Changes that wait for the writer; beyond that, whoever brings one waits.
 const MAX_WAITING: usize = 16_384;
+
+/// How long a file may be held by others before it cannot be opened.
+const OTHERS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Memory for pages of the file.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
@@ -49,7 +53,8 @@ pub struct Store {
 struct Place {
     /// None: in memory only.
     path: Option<PathBuf>,
-    database: RwLock<Option<Arc<Database>>>,
+    /// Empty after a failure, until the next one who needs it opens it anew.
+    database: RwLock<Option<Database>>,
 }
 
 impl Store {
@@ -74,7 +79,7 @@ impl Store {
 
     fn start(place: Place) -> Result<Self, StoreError> {
         let place = Arc::new(place);
-        place.database()?;
+        place.with(|_| Ok(()))?;
         let (changes, waiting) = sync_channel(MAX_WAITING);
         let writer = Arc::clone(&place);
         thread::Builder::new()
@@ -84,15 +89,24 @@ impl Store {
         Ok(Self { place, changes })
     }
 
-    /// Looks at what is stored. Takes microseconds per row, and waits for no write.
+    /// Looks at what is stored. Takes microseconds per row, and waits for no write. After a failure, `look` is called once
+    /// more: the file may have failed under a write at that moment.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn read<R>(&self, look: impl FnOnce(&Reading) -> Result<R, StoreError>) -> Result<R, StoreError> {
+    pub fn read<R>(&self, mut look: impl FnMut(&Reading) -> Result<R, StoreError>) -> Result<R, StoreError> {
+        self.look(&mut look).or_else(|_| {
+            self.place.close();
+            self.look(&mut look)
+        })
+    }
+
+    fn look<R>(&self, look: &mut impl FnMut(&Reading) -> Result<R, StoreError>) -> Result<R, StoreError> {
         use redb::ReadableDatabase as _;
-        let database = self.place.database()?;
-        let transaction = database.begin_read().map_err(|error| StoreError::new("read", error))?;
-        look(&Reading::new(transaction))
+        self.place.with(|database| {
+            let transaction = database.begin_read().map_err(|error| StoreError::new("read", error))?;
+            look(&Reading::new(transaction))
+        })
     }
 
     /// Makes a change, on the writer's thread, and returns when it is on disk. `change` decides first and then writes:
@@ -128,30 +142,46 @@ impl Store {
 }
 
 impl Place {
-    /// The open file; opened anew after a failure.
-    fn database(&self) -> Result<Arc<Database>, StoreError> {
-        if let Some(open) = &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
-            return Ok(Arc::clone(open));
+    /// Uses the file; it is opened anew after a failure.
+    fn with<R>(&self, work: impl FnOnce(&Database) -> Result<R, StoreError>) -> Result<R, StoreError> {
+        loop {
+            if let Some(open) = &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
+                return work(open);
+            }
+            let mut place = self.database.write().unwrap_or_else(PoisonError::into_inner);
+            if place.is_none() {
+                *place = Some(self.open()?);
+            }
         }
-        let mut place = self.database.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = &*place {
-            return Ok(Arc::clone(open));
-        }
+    }
+
+    fn open(&self) -> Result<Database, StoreError> {
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
         let opened = match &self.path {
-            Some(path) => builder.create(path),
+            Some(path) => open_soon(&builder, path),
             None => builder.create_with_backend(InMemoryBackend::new()),
         };
-        let opened = Arc::new(opened.map_err(|error| StoreError::new("open", error))?);
-        *place = Some(Arc::clone(&opened));
-        Ok(opened)
+        opened.map_err(|error| StoreError::new("open", error))
     }
 
-    /// What failed may have left the file's pages in memory out of step with the disk.
+    /// What failed may have left the file's pages in memory out of step with the disk. Waits until nobody uses it.
     fn close(&self) {
         if self.path.is_some() {
             *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+}
+
+/// A store of this process that was just dropped holds its file until its writer's thread is through.
+fn open_soon(builder: &redb::Builder, path: &Path) -> Result<Database, redb::DatabaseError> {
+    let begun = Instant::now();
+    loop {
+        match builder.create(path) {
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) if begun.elapsed() < OTHERS_PATIENCE => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            opened => return opened,
         }
     }
 }
@@ -161,24 +191,24 @@ fn write_all(place: &Place, waiting: &Receiver<Change>) {
     while let Ok(first) = waiting.recv() {
         let mut batch = vec![first];
         batch.extend(waiting.try_iter().take(MAX_BATCH - 1));
-        if let Err(error) = write_batch(place, batch) {
-            warn!(%error, cause = std::error::Error::source(&error).map(ToString::to_string), "a write failed");
-            place.close();
-        }
+        write_batch(place, batch);
     }
 }
 
-fn write_batch(place: &Place, batch: Vec<Change>) -> Result<(), StoreError> {
+fn write_batch(place: &Place, batch: Vec<Change>) {
     let mut done = Vec::with_capacity(batch.len());
-    let written = apply(place, batch, &mut done);
+    let written = place.with(|database| apply(database, batch, &mut done));
+    if let Err(error) = &written {
+        warn!(%error, cause = std::error::Error::source(error).map(ToString::to_string), "a write failed");
+        // Before anybody is told: whoever reads then is to find what was stored.
+        place.close();
+    }
     for done in done {
         done(written.clone());
     }
-    written
 }
 
-fn apply(place: &Place, batch: Vec<Change>, done: &mut Vec<Done>) -> Result<(), StoreError> {
-    let database = place.database()?;
+fn apply(database: &Database, batch: Vec<Change>, done: &mut Vec<Done>) -> Result<(), StoreError> {
     let transaction = database.begin_write().map_err(|error| StoreError::new("write", error))?;
     let mut writing = Writing::new(&transaction);
     for change in batch {
@@ -212,13 +242,7 @@ mod tests {
         let before = store.write(|writing| writing.put(TABLE, b"a", b"2")).await.expect("written");
         assert_eq!(before.as_deref(), Some(&b"1"[..]));
         drop(store);
-        let store = loop {
-            // The writer's thread lets go of the file when it gets to it.
-            match Store::open(&path) {
-                Ok(store) => break store,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        };
+        let store = Store::open(&path).expect("the same store");
         assert_eq!(store.read(|reading| reading.get(TABLE, b"a")).expect("read").as_deref(), Some(&b"2"[..]));
     }
 

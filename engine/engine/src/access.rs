@@ -69,28 +69,15 @@ pub(crate) struct Access {
 /// What an authentication function answers.
 #[derive(Deserialize)]
 #[serde(default)]
+#[derive(Default)]
 struct Granted {
-    allowed_functions: HashSet<String>,
-    forbidden_functions: HashSet<String>,
+    allowed_functions: Option<HashSet<String>>,
+    forbidden_functions: Option<HashSet<String>>,
     allowed_trigger_types: Option<HashSet<String>>,
-    allow_trigger_type_registration: bool,
-    allow_function_registration: bool,
+    allow_trigger_type_registration: Option<bool>,
+    allow_function_registration: Option<bool>,
     function_registration_prefix: Option<String>,
-    context: Value,
-}
-
-impl Default for Granted {
-    fn default() -> Self {
-        Self {
-            allowed_functions: HashSet::new(),
-            forbidden_functions: HashSet::new(),
-            allowed_trigger_types: None,
-            allow_trigger_type_registration: false,
-            allow_function_registration: true,
-            function_registration_prefix: None,
-            context: json!({}),
-        }
-    }
+    context: Option<Value>,
 }
 
 impl Access {
@@ -122,19 +109,20 @@ impl Access {
                 });
                 authenticate(hub, function_id, &request).await?
             }
-            None => Granted { allow_trigger_type_registration: true, ..Granted::default() },
+            None => Granted { allow_trigger_type_registration: Some(true), ..Granted::default() },
         };
+        let context = granted.context.unwrap_or_else(|| json!({}));
         let policy = Policy {
-            allowed_functions: granted.allowed_functions,
-            forbidden_functions: granted.forbidden_functions,
+            allowed_functions: granted.allowed_functions.unwrap_or_default(),
+            forbidden_functions: granted.forbidden_functions.unwrap_or_default(),
             expose: rbac.expose.clone(),
             allowed_trigger_types: granted.allowed_trigger_types,
-            may_register_functions: granted.allow_function_registration,
-            may_register_trigger_types: granted.allow_trigger_type_registration,
+            may_register_functions: granted.allow_function_registration.unwrap_or(true),
+            may_register_trigger_types: granted.allow_trigger_type_registration.unwrap_or(false),
             prefix: granted.function_registration_prefix.filter(|prefix| !prefix.is_empty()),
-            context: granted.context.clone(),
+            context: context.clone(),
         };
-        let access = Self { services, rbac: Some(Arc::clone(rbac)), context: granted.context };
+        let access = Self { services, rbac: Some(Arc::clone(rbac)), context };
         Ok((access, Session { policy: Some(Arc::new(policy)), middleware }))
     }
 
@@ -175,6 +163,11 @@ impl Access {
         }
         match &function.invocation {
             None => hub.set_request(conn, &function.id, None),
+            // It would speak from the host's address, with secrets of the engine's environment.
+            Some(_) if hub.is_guest(conn) => {
+                warn!(function = function.id, "not registered: workers inside VMs have no HTTP functions");
+                return None;
+            }
             Some(invocation) => {
                 let Some(check) = self.services.requests() else {
                     let missing = "worker `iii-http-functions` is not in config.yaml";
@@ -325,11 +318,10 @@ mod tests {
     }
 
     #[test]
-    fn what_an_authentication_leaves_out_has_its_default() {
-        let granted: Granted = serde_json::from_str("{}").expect("an object");
-        assert!(granted.allow_function_registration && !granted.allow_trigger_type_registration);
-        assert!(granted.allowed_trigger_types.is_none());
-        assert_eq!(granted.context, json!({}));
+    fn what_an_authentication_leaves_out_or_null_is_not_given() {
+        let text = r#"{"allowed_functions":null,"context":null,"more":1}"#;
+        let granted: Granted = serde_json::from_str(text).expect("an object");
+        assert!(granted.allowed_functions.is_none() && granted.allow_function_registration.is_none());
         assert!(serde_json::from_str::<Granted>(r#"{"allowed_functions":"x"}"#).is_err());
     }
 }

@@ -1,12 +1,13 @@
 //! `config.yaml`: environment variables expanded, parsed, checked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 use engine_protocol::is_builtin;
 use serde::Deserialize;
 use serde_json::Value;
+use serde_saphyr::Spanned;
 
 use crate::listener::Listener;
 
@@ -19,6 +20,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Workers in our own process, in the order they are started.
     pub builtins: Vec<Entry>,
+    /// Where in the file each worker's entry begins, for who has something to say of it.
+    pub lines: BTreeMap<String, u64>,
     /// The block of `iii-sandbox`, when it is listed.
     pub sandbox: Option<Value>,
     /// Whether the worker daemon is started.
@@ -49,12 +52,25 @@ const OPTIONAL: [&str; 3] = ["iii-http-functions", "iii-bridge", "iii-exec"];
 pub enum ConfigError {
     #[error("could not read configuration `{}`", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("environment variable `{0}` is not set, and the configuration gives no default for it")]
-    Variable(String),
+    #[error(
+        "line {line} of the configuration: environment variable `{name}` is not set, and no default is given for it"
+    )]
+    Variable { name: String, line: usize },
     #[error("configuration `{}` is not valid", path.display())]
     Parse { path: PathBuf, source: Box<serde_saphyr::Error> },
-    #[error("worker `{worker}` in the configuration: {problem}")]
-    Worker { worker: String, problem: String },
+    #[error("line {line} of the configuration: worker `{worker}`: {problem}")]
+    Worker { worker: String, line: u64, problem: String },
+}
+
+impl ConfigError {
+    /// All of it, for a log: without the piece of the file that a terminal is shown.
+    pub(crate) fn in_one_line(&self) -> String {
+        match self {
+            Self::Read { source, .. } => format!("{self}: {source}"),
+            Self::Parse { source, .. } => format!("{self}: {}", source.without_snippet()),
+            Self::Variable { .. } | Self::Worker { .. } => self.to_string(),
+        }
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -70,7 +86,7 @@ struct RawConfig {
 
 #[derive(Deserialize)]
 struct RawEntry {
-    name: String,
+    name: Spanned<String>,
     image: Option<String>,
     worker_path: Option<String>,
     config: Option<Value>,
@@ -104,6 +120,7 @@ impl Config {
                 .chain(&STANDARD)
                 .map(|name| Entry { name: (*name).to_owned(), config: None })
                 .collect(),
+            lines: BTreeMap::new(),
             sandbox: Some(default_sandbox()),
             worker_daemon: worker_daemon_wanted(),
             worker_vms: WorkerVms::default(),
@@ -133,6 +150,7 @@ impl Config {
             file: Some(path.to_owned()),
             listeners: Vec::new(),
             builtins: Vec::new(),
+            lines: BTreeMap::new(),
             sandbox: None,
             worker_daemon: worker_daemon_wanted(),
             worker_vms: WorkerVms::default(),
@@ -140,39 +158,38 @@ impl Config {
         };
         let mut seen = BTreeSet::new();
         for entry in raw.workers.into_iter().chain(raw.modules).flatten() {
-            let worker = entry.name.clone();
-            let bad = |problem: String| ConfigError::Worker { worker: worker.clone(), problem };
-            let known = is_builtin(&entry.name);
-            if known && entry.image.is_some() {
+            let RawEntry { name, image, worker_path, config: block } = entry;
+            let (name, line) = (name.value, name.referenced.line());
+            let bad = |problem: String| ConfigError::Worker { worker: name.clone(), line, problem };
+            let known = is_builtin(&name);
+            let is_external = image.is_some() || worker_path.is_some();
+            if known && image.is_some() {
                 return Err(bad("a built-in worker has no image".into()));
             }
-            if entry.name != "iii-worker-manager" && !seen.insert(entry.name.clone()) {
+            if name != "iii-worker-manager" && !seen.insert(name.clone()) {
                 return Err(bad("is listed twice".into()));
             }
-            match entry.name.as_str() {
-                "iii-worker-manager" => {
-                    config.listeners.push(Listener::parse(entry.config.as_ref()).map_err(bad)?);
-                }
-                "iii-sandbox" => config.sandbox = Some(entry.config.unwrap_or_else(|| serde_json::json!({}))),
+            match name.as_str() {
+                "iii-worker-manager" => config.listeners.push(Listener::parse(block.as_ref()).map_err(bad)?),
+                "iii-sandbox" => config.sandbox = Some(block.unwrap_or_else(|| serde_json::json!({}))),
                 "iii-worker-ops" => {
-                    let block = entry.config.unwrap_or_else(|| serde_json::json!({}));
+                    let block = block.unwrap_or_else(|| serde_json::json!({}));
                     let asked: WorkerVms = serde_json::from_value(block).map_err(|error| bad(error.to_string()))?;
                     config.worker_vms = asked;
                 }
                 // Ours too, as long as it is not somebody's worker of that name.
-                "configuration" if entry.image.is_none() && entry.worker_path.is_none() => {
-                    config.builtins.push(Entry { name: entry.name, config: entry.config });
+                "configuration" if !is_external => {
+                    config.builtins.push(Entry { name: name.clone(), config: block });
                 }
-                name if is_in_process(name) => {
-                    config.builtins.push(Entry { name: entry.name, config: entry.config });
-                }
+                ours if is_in_process(ours) => config.builtins.push(Entry { name: name.clone(), config: block }),
                 _ if known => {}
                 // The worker daemon reads these itself.
-                _ if entry.worker_path.is_some() || entry.image.is_some() => {}
+                _ if is_external => {}
                 name => config
                     .warnings
                     .push(format!("worker `{name}` has neither `worker_path` nor `image`: its entry has no effect")),
             }
+            config.lines.insert(name, line);
         }
         if config.listeners.is_empty() {
             config.listeners.push(standard_listener());
@@ -216,7 +233,11 @@ fn expand(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Strin
             (Some(value), _) => expanded.push_str(&value),
             (None, Some("__III_ENGINE_VERSION__")) => expanded.push_str(crate::VERSION),
             (None, Some(default)) => expanded.push_str(default),
-            (None, None) => return Err(ConfigError::Variable(name.to_owned())),
+            (None, None) => {
+                let before = text.len() - rest.len() + start;
+                let line = 1 + text[..before].matches('\n').count();
+                return Err(ConfigError::Variable { name: name.to_owned(), line });
+            }
         }
         rest = &rest[start + end + 1..];
     }
@@ -236,7 +257,8 @@ mod tests {
     fn variables_are_expanded_with_their_defaults() {
         let variable = |name: &str| (name == "PORT").then(|| "1234".to_owned());
         assert_eq!(expand("p: ${PORT:1} $X ${NO:a:b} ${E:} ${", variable).expect("expanded"), "p: 1234 $X a:b  ${");
-        assert!(matches!(expand("${NO}", variable), Err(ConfigError::Variable(name)) if name == "NO"));
+        assert!(matches!(expand("${NO}", variable), Err(ConfigError::Variable { name, line: 1 }) if name == "NO"));
+        assert!(matches!(expand("a\n${E:}\n${NO}", variable), Err(ConfigError::Variable { line: 3, .. })));
     }
 
     #[test]
@@ -287,8 +309,11 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (text, named) in [
             ("wrkers: []\n", "wrkers"),
-            ("workers:\n  - name: a\n    image: x\n  - name: a\n    image: y\n", "twice"),
-            ("workers:\n  - name: iii-http\n    image: x\n", "iii-http"),
+            (
+                "workers:\n  - name: a\n    image: x\n  - name: a\n    image: y\n",
+                "line 4 of the configuration: worker `a`: is listed twice",
+            ),
+            ("workers:\n  - name: iii-http\n    image: x\n", "line 2 of the configuration: worker `iii-http`"),
             ("workers:\n  - name: iii-worker-manager\n    config: {prt: 1}\n", "prt"),
             ("workers:\n  - name: iii-worker-manager\n    config: {rbac: {x: 1}}\n", "x"),
         ] {

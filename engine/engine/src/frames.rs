@@ -239,6 +239,11 @@ pub(crate) fn begin_text(into: &mut Vec<u8>, bytes: usize) {
     begin(into, 0x81, bytes);
 }
 
+/// Begins one of the frames in which a text goes that is too long for one.
+pub(crate) fn begin_piece(into: &mut Vec<u8>, is_first: bool, is_last: bool, bytes: usize) {
+    begin(into, u8::from(is_first) | if is_last { 0x80 } else { 0 }, bytes);
+}
+
 /// The answer to a ping.
 pub(crate) fn pong(into: &mut Vec<u8>, payload: &[u8]) {
     begin(into, 0x8a, payload.len());
@@ -265,5 +270,7 @@ fn begin(into: &mut Vec<u8>, first: u8, bytes: usize) {
     }
 }
 
+// The path is said because the fuzz targets include this file from elsewhere.
 #[cfg(test)]
+#[path = "frames/tests.rs"]
 mod tests;

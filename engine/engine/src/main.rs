@@ -42,7 +42,9 @@ fn main() -> ExitCode {
                     format!("create `{path}`, or start with `iii --use-default-config`")
                 }
                 ConfigError::Read { .. } => format!("check the owner and mode of `{path}`"),
-                ConfigError::Variable(name) => format!("set `{name}`, or write `${{{name}:default}}` in `{path}`"),
+                ConfigError::Variable { name, .. } => {
+                    format!("set `{name}`, or write `${{{name}:default}}` in `{path}`")
+                }
                 ConfigError::Parse { .. } | ConfigError::Worker { .. } => format!("mend `{path}` and start again"),
             };
             return fail(&error, Some(hint));

@@ -63,10 +63,7 @@ pub(crate) async fn next(changes: &mut Option<Changes>) -> Option<Reload> {
     }
     Some(match Config::load(&changes.path) {
         Ok(config) => Reload::Config(Box::new(config)),
-        Err(error) => {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            Reload::Broken(format!("{error}{cause}"))
-        }
+        Err(error) => Reload::Broken(error.in_one_line()),
     })
 }
 

@@ -17,11 +17,11 @@ fn python_in_a_guest_and_node_on_the_host_call_each_other_ten_thousand_times() {
     let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdk");
     let manifest = format!(
         "name: caller\nruntime:\n  base_image: python\nscripts:\n  install: pip install --quiet {}\n  start: python3 worker.py\nenv:\n  OTEL_ENABLED: \"false\"\n  III_TEST_CALLS: \"{calls}\"\nresources:\n  cpus: 1\n  memory: 1024\n",
-        sdk::PYTHON_SDK
+        sdk::PYTHON.package()
     );
     let worker = std::fs::read_to_string(programs.join("python_worker.py")).expect("the worker");
     let rig = Rig::builder().file("caller/iii.worker.yaml", &manifest).file("caller/worker.py", &worker).start();
-    let node = sdk::start_node(&rig, &programs.join("node_worker.mjs"));
+    let node = sdk::start(&rig, sdk::NODE, &programs.join("node_worker.mjs"));
     let folder = rig.project().join("caller");
     let added = rig.call("worker::add", &json!({ "source": { "kind": "local", "path": folder }, "wait": false }));
     assert_eq!(added["name"], "caller");

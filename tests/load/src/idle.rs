@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use crate::engine::Engine;
 use crate::peer::Peer;
-use crate::table::{Row, Table};
+use crate::table::{Row, Target};
 
 const WORKERS: u64 = 500;
 
-pub(crate) async fn measure(program: &Path, table: &mut Table) {
+pub(crate) async fn measure(program: &Path, rows: &mut Vec<Row>) {
     let engine = Engine::start(program);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let alone = engine.memory_kib("VmRSS");
@@ -19,12 +19,12 @@ pub(crate) async fn measure(program: &Path, table: &mut Table) {
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     let each = (engine.memory_kib("VmRSS") - alone) as f64 / WORKERS as f64;
-    let row = |name: &str, other: String, target: &str| Row {
+    let row = |name: &str, size: f64, unit: &'static str, most: f64| Row {
         name: name.into(),
-        other,
-        target: target.into(),
+        other: Some(("RSS", size, unit)),
+        target: Some(Target::OtherAtMost(most)),
         ..Row::default()
     };
-    table.push(row("idle engine", format!("{:.1} MiB", alone as f64 / 1024.0), "≤ 30 MiB"));
-    table.push(row("idle worker", format!("{each:.1} KiB"), "≤ 64 KiB"));
+    rows.push(row("idle engine", alone as f64 / 1024.0, "MiB", 30.0));
+    rows.push(row("idle worker", each, "KiB", 64.0));
 }

@@ -3,15 +3,15 @@
 use std::path::Path;
 use std::time::Instant;
 
-use crate::calls::registered;
 use crate::engine::Engine;
+use crate::flow::registered;
 use crate::peer::{Peer, call, register};
-use crate::table::{Row, Table};
+use crate::table::{Row, Target};
 
 const FUNCTIONS: usize = 10_000;
 const CALLS: u64 = 2000;
 
-pub(crate) async fn measure(program: &Path, table: &mut Table) {
+pub(crate) async fn measure(program: &Path, rows: &mut Vec<Row>) {
     let engine = Engine::start(program);
     let mut peer = Peer::connect(engine.port).await;
     // A thousand prefixes of ten functions each.
@@ -33,5 +33,5 @@ pub(crate) async fn measure(program: &Path, table: &mut Table) {
     }
     let name = "functions::list with a prefix, 10 of 10,000";
     let row = Row::new(name, latencies, begun.elapsed(), engine.cpu() - cpu);
-    table.push(Row { target: "≤ 20 µs".into(), ..row });
+    rows.push(Row { target: Some(Target::CpuUs(20.0)), ..row });
 }

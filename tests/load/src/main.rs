@@ -2,64 +2,119 @@
 //! file.
 //!
 //! ```text
-//! load [--json FILE] [--engine PROGRAM] [CASE]...      cases: calls void members lists idle; all of them by default
+//! load [--json FILE] [--engine PROGRAM] [--runs N] [CASE]...      of several runs the medians
 //! ```
-//! It speaks the worker protocol itself and as little of it as it can, so that two cores are left to the engine.
+//! It speaks the worker protocol itself and as little of it as it can, so that two cores are left to the engine. Every
+//! case starts engines of its own, on free ports and in temporary folders.
 
+mod answers;
 mod calls;
+mod echo;
 mod engine;
+mod flow;
+mod http;
 mod idle;
 mod lists;
 mod members;
+mod nats;
 mod peer;
+mod publish;
+mod server;
+mod state;
 mod table;
 mod void;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use table::Table;
+use table::Row;
 
-const CASES: [&str; 5] = ["calls", "void", "members", "lists", "idle"];
+/// In this order; `answers` only where it is asked for.
+const CASES: [&str; 11] =
+    ["calls", "echo", "nats", "void", "members", "lists", "idle", "state", "http", "publish", "answers"];
+const ON_REQUEST: &str = "answers";
+
+struct Arguments {
+    json: Option<PathBuf>,
+    engine: PathBuf,
+    runs: usize,
+    cases: Vec<String>,
+}
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    let (mut file, mut program, mut wanted) = (None, None, Vec::new());
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--json" => file = arguments.next(),
-            "--engine" => program = arguments.next().map(PathBuf::from),
-            case if CASES.contains(&case) => wanted.push(argument),
-            other => {
-                eprintln!("error: `{other}` is no case; there are {}", CASES.join(", "));
-                return ExitCode::from(2);
-            }
+    let arguments = match arguments() {
+        Ok(arguments) => arguments,
+        Err(wrong) => {
+            eprintln!("error: {wrong}");
+            return ExitCode::from(2);
         }
-    }
-    let program = program.unwrap_or_else(engine::of_this_build);
+    };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let mut table = Table::default();
+    let mut table = Vec::new();
     for case in CASES {
-        if !wanted.is_empty() && !wanted.iter().any(|name| name == case) {
+        let is_wanted = arguments.cases.iter().any(|wanted| wanted == case);
+        if !is_wanted && (case == ON_REQUEST || !arguments.cases.is_empty()) {
             continue;
         }
         eprintln!("== {case}");
-        runtime.block_on(async {
-            match case {
-                "calls" => calls::measure(&program, &mut table).await,
-                "void" => void::measure(&program, &mut table).await,
-                "members" => members::measure(&program, &mut table).await,
-                "lists" => lists::measure(&program, &mut table).await,
-                _ => idle::measure(&program, &mut table).await,
-            }
-        });
+        let mut runs: Vec<Vec<Row>> = Vec::new();
+        for _ in 0..arguments.runs {
+            let mut rows = Vec::new();
+            runtime.block_on(measure(case, &arguments.engine, &mut rows));
+            rows.iter().for_each(|row| eprintln!("{}", row.line()));
+            runs.push(rows);
+        }
+        for index in 0..runs.first().map_or(0, Vec::len) {
+            let same: Vec<Row> = runs.iter().filter_map(|rows| rows.get(index).cloned()).collect();
+            table.push(Row::median(&same));
+        }
     }
-    println!("{}", table.text());
-    if let Some(file) = file
-        && let Err(error) = std::fs::write(&file, table.json() + "\n")
+    println!("{}", table::text(&table));
+    if let Some(file) = arguments.json
+        && let Err(error) = std::fs::write(&file, table::json(&table) + "\n")
     {
-        eprintln!("error: could not write {file}: {error}");
+        eprintln!("error: could not write {}: {error}", file.display());
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+fn arguments() -> Result<Arguments, String> {
+    let mut read = Arguments { json: None, engine: engine::of_this_build(), runs: 1, cases: Vec::new() };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or_else(|| format!("`{word}` needs a value"));
+        match word.as_str() {
+            "--json" => read.json = Some(value()?.into()),
+            "--engine" => read.engine = std::path::absolute(value()?).map_err(|error| error.to_string())?,
+            "--runs" => {
+                let given = value()?;
+                read.runs = given
+                    .parse()
+                    .ok()
+                    .filter(|runs| *runs > 0)
+                    .ok_or_else(|| format!("`{given}` is no number of runs"))?;
+            }
+            case if CASES.contains(&case) => read.cases.push(word),
+            other => return Err(format!("`{other}` is no case; there are {}", CASES.join(", "))),
+        }
+    }
+    Ok(read)
+}
+
+async fn measure(case: &str, engine: &Path, rows: &mut Vec<Row>) {
+    match case {
+        "calls" => calls::measure(engine, rows).await,
+        "echo" => echo::measure(engine, rows).await,
+        "nats" => nats::measure(engine, rows).await,
+        "void" => void::measure(engine, rows).await,
+        "members" => members::measure(engine, rows).await,
+        "lists" => lists::measure(engine, rows).await,
+        "idle" => idle::measure(engine, rows).await,
+        "state" => state::measure(engine, rows).await,
+        "http" => http::measure(engine, rows).await,
+        "publish" => publish::measure(engine, rows).await,
+        "answers" => answers::measure(engine, rows).await,
+        other => unreachable!("`{other}` is none of CASES"),
+    }
 }

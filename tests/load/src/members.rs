@@ -3,16 +3,16 @@
 use std::path::Path;
 use std::time::Instant;
 
-use crate::calls::registered;
 use crate::engine::Engine;
+use crate::flow::registered;
 use crate::peer::{Peer, register};
-use crate::table::{Row, Table};
+use crate::table::Row;
 
 const WORKERS: usize = 100;
 const FUNCTIONS: usize = 100;
 const COMING: usize = 1000;
 
-pub(crate) async fn measure(program: &Path, table: &mut Table) {
+pub(crate) async fn measure(program: &Path, rows: &mut Vec<Row>) {
     let engine = Engine::start(program);
     let mut peers = Vec::new();
     for _ in 0..WORKERS {
@@ -26,7 +26,7 @@ pub(crate) async fn measure(program: &Path, table: &mut Table) {
         registered(peer, "engine::workers::list").await;
     }
     let count = (WORKERS * FUNCTIONS) as u64;
-    table.push(Row::counted("registration of a function, 100 workers", count, begun.elapsed(), engine.cpu() - cpu));
+    rows.push(Row::counted("registration of a function, 100 workers", count, begun.elapsed(), engine.cpu() - cpu));
     drop(peers);
 
     let engine = Engine::start(program);
@@ -34,5 +34,5 @@ pub(crate) async fn measure(program: &Path, table: &mut Table) {
     for _ in 0..COMING {
         drop(Peer::connect(engine.port).await);
     }
-    table.push(Row::counted("a worker connects and leaves", COMING as u64, begun.elapsed(), engine.cpu() - cpu));
+    rows.push(Row::counted("a worker connects and leaves", COMING as u64, begun.elapsed(), engine.cpu() - cpu));
 }

@@ -1,82 +1,178 @@
-//! A worker's connection that knows only as much of the protocol as the load needs.
+//! A worker's connection that knows only as much of WebSocket and protocol as the load needs.
 
-use futures_util::stream::{ReadyChunks, SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+/// Room for what arrives, at least.
+const READ_BYTES: usize = 128 * 1024;
 
-/// Messages taken from the socket at once, at most.
-const AT_ONCE: usize = 256;
+const UPGRADE: &str = "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+const TEXT: u8 = 0x81;
+const CLOSE: u8 = 0x88;
+const PING: u8 = 0x89;
+const PONG: u8 = 0x8a;
 
 pub(crate) struct Peer {
-    out: SplitSink<Socket, Message>,
-    incoming: ReadyChunks<SplitStream<Socket>>,
+    socket: TcpStream,
+    received: Vec<u8>,
+    out: Out,
 }
+
+/// Frames that leave together.
+#[derive(Default)]
+pub(crate) struct Out(Vec<u8>);
 
 impl Peer {
     /// Connects, and hears that it is registered.
     pub(crate) async fn connect(port: u16) -> Self {
-        let config = WebSocketConfig::default().max_message_size(Some(64 << 20)).max_frame_size(Some(64 << 20));
-        let url = format!("ws://127.0.0.1:{port}/");
-        let (socket, _) =
-            tokio_tungstenite::connect_async_with_config(url, Some(config), true).await.expect("connected");
-        let (out, incoming) = socket.split();
-        let mut peer = Self { out, incoming: incoming.ready_chunks(AT_ONCE) };
+        let mut peer = Self::open(port).await;
         let hello = peer.next().await;
         assert!(hello.iter().any(|text| text.contains("workerregistered")), "{hello:?}");
         peer
     }
 
+    /// Any WebSocket.
+    pub(crate) async fn open(port: u16) -> Self {
+        let socket = TcpStream::connect(("127.0.0.1", port)).await.expect("connected");
+        socket.set_nodelay(true).expect("a TCP socket");
+        let mut peer = Self { socket, received: Vec::new(), out: Out::default() };
+        peer.socket.write_all(UPGRADE.as_bytes()).await.expect("sent");
+        let head = loop {
+            if let Some(end) = peer.received.windows(4).position(|four| four == b"\r\n\r\n") {
+                break end + 4;
+            }
+            assert!(peer.socket.read_buf(&mut peer.received).await.expect("read") > 0, "no WebSocket");
+        };
+        assert!(peer.received.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&peer.received));
+        peer.received.drain(..head);
+        peer
+    }
+
     /// Sends all of `messages` in as few system calls as that takes.
     pub(crate) async fn send(&mut self, messages: impl IntoIterator<Item = String>) {
-        for message in messages {
-            self.out.feed(Message::text(message)).await.expect("sent");
-        }
-        self.out.flush().await.expect("sent");
+        messages.into_iter().for_each(|message| self.out.add(&message));
+        self.flush().await;
+    }
+
+    async fn flush(&mut self) {
+        self.socket.write_all(&self.out.0).await.expect("sent");
+        self.out.0.clear();
     }
 
     /// What has arrived, at least one text; nothing when the connection has ended.
     pub(crate) async fn next(&mut self) -> Vec<String> {
+        let mut texts = Vec::new();
+        self.each(|text, _| texts.push(text.to_owned())).await;
+        texts
+    }
+
+    /// Hands over what has arrived, at least one text, and sends what that adds; false when the connection has ended.
+    pub(crate) async fn each(&mut self, mut take: impl FnMut(&str, &mut Out)) -> bool {
         loop {
-            let Some(chunk) = self.incoming.next().await else { return Vec::new() };
-            let texts: Vec<String> = chunk
-                .into_iter()
-                .filter_map(|message| match message {
-                    Ok(Message::Text(text)) => Some(text.as_str().to_owned()),
-                    _ => None,
-                })
-                .collect();
-            if !texts.is_empty() {
-                return texts;
+            let (mut start, mut is_any) = (0, false);
+            while let Some(frame) = Frame::parse(&self.received[start..]) {
+                start += frame.bytes;
+                match frame.first {
+                    TEXT => {
+                        take(str::from_utf8(frame.payload).expect("UTF-8"), &mut self.out);
+                        is_any = true;
+                    }
+                    PING => self.out.frame(PONG, frame.payload),
+                    CLOSE => return false,
+                    other => panic!("the engine sent a frame that begins with {other:#04x}"),
+                }
+            }
+            self.received.drain(..start);
+            if !self.out.0.is_empty() {
+                self.flush().await;
+            }
+            if is_any {
+                return true;
+            }
+            self.received.reserve(READ_BYTES);
+            if !matches!(self.socket.read_buf(&mut self.received).await, Ok(1..)) {
+                return false;
             }
         }
     }
 
     /// Answers every call with `result`, until the connection ends.
     pub(crate) async fn serve(mut self, result: String) {
-        loop {
-            let texts = self.next().await;
-            if texts.is_empty() {
-                return;
+        let mut take = |text: &str, out: &mut Out| {
+            if text.contains("\"invokefunction\"")
+                && let Some(answer) = answer(text, &result)
+            {
+                out.add(&answer);
             }
-            let answers = texts.iter().filter(|text| text.contains("\"invokefunction\"")).filter_map(|text| {
-                let id = invocation_id(text)?;
-                Some(format!(
-                    r#"{{"type":"invocationresult","invocation_id":"{id}","function_id":"load::echo","result":{result}}}"#
-                ))
-            });
-            let answers: Vec<String> = answers.collect();
-            self.send(answers).await;
+        };
+        while self.each(&mut take).await {}
+    }
+}
+
+impl Out {
+    pub(crate) fn add(&mut self, text: &str) {
+        self.frame(TEXT, text.as_bytes());
+    }
+
+    /// Under a mask of zeros, which changes nothing.
+    fn frame(&mut self, first: u8, payload: &[u8]) {
+        self.0.push(first);
+        match (payload.len(), u16::try_from(payload.len())) {
+            (length @ ..126, _) => self.0.push(0x80 | length as u8),
+            (_, Ok(length)) => {
+                self.0.push(0x80 | 126);
+                self.0.extend_from_slice(&length.to_be_bytes());
+            }
+            (length, _) => {
+                self.0.push(0x80 | 127);
+                self.0.extend_from_slice(&(length as u64).to_be_bytes());
+            }
         }
+        self.0.extend_from_slice(&[0; 4]);
+        self.0.extend_from_slice(payload);
+    }
+}
+
+/// A frame of a server: RFC 6455, section 5, without a mask and in one piece.
+struct Frame<'a> {
+    first: u8,
+    payload: &'a [u8],
+    /// Its header included.
+    bytes: usize,
+}
+
+impl<'a> Frame<'a> {
+    /// `None` while it is not all there.
+    fn parse(received: &'a [u8]) -> Option<Self> {
+        let &[first, length, ref rest @ ..] = received else { return None };
+        let (length, rest) = match length {
+            126 => rest.split_first_chunk().map(|(length, rest)| (usize::from(u16::from_be_bytes(*length)), rest))?,
+            127 => rest.split_first_chunk().map(|(length, rest)| (u64::from_be_bytes(*length) as usize, rest))?,
+            length => (usize::from(length), rest),
+        };
+        let payload = rest.get(..length)?;
+        Some(Self { first, payload, bytes: received.len() - rest.len() + length })
     }
 }
 
 pub(crate) fn register(id: &str) -> String {
     format!(r#"{{"type":"registerfunction","id":"{id}","description":"of the load","metadata":{{"load":true}}}}"#)
+}
+
+pub(crate) fn register_trigger(trigger_type: &str, function: &str, config: &str) -> String {
+    format!(
+        r#"{{"type":"registertrigger","id":"{function} on {trigger_type}","trigger_type":"{trigger_type}","function_id":"{function}","config":{config}}}"#
+    )
+}
+
+/// What a worker says to a call; nothing to one that wants no answer.
+pub(crate) fn answer(call: &str, result: &str) -> Option<String> {
+    let id = invocation_id(call)?;
+    Some(format!(
+        r#"{{"type":"invocationresult","invocation_id":"{id}","function_id":"load::echo","result":{result}}}"#
+    ))
 }
 
 /// A call under a number, which its answer brings back.
@@ -87,7 +183,7 @@ pub(crate) fn call(number: u64, function: &str, data: &str) -> String {
 }
 
 /// The id in a message, found rather than parsed.
-pub(crate) fn invocation_id(text: &str) -> Option<&str> {
+fn invocation_id(text: &str) -> Option<&str> {
     const NAME: &str = "\"invocation_id\":\"";
     let start = text.find(NAME)? + NAME.len();
     text.get(start..start + 36)
@@ -101,4 +197,25 @@ pub(crate) fn number(text: &str) -> Option<u64> {
 /// A JSON object of about `bytes` bytes.
 pub(crate) fn payload(bytes: usize) -> String {
     format!(r#"{{"text":"{}"}}"#, "x".repeat(bytes.saturating_sub(11)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_taken_apart_when_they_are_whole() {
+        for length in [0, 125, 126, 70_000] {
+            let mut out = Out::default();
+            out.frame(TEXT, &vec![b'x'; length]);
+            // What a client sends but for the mask is what a server sends.
+            let header = out.0.len() - length - 4;
+            let mut sent = [&out.0[..header], &out.0[header + 4..]].concat();
+            sent[1] &= 0x7f;
+            assert!(Frame::parse(&sent[..sent.len() - 1]).is_none());
+            sent.push(TEXT);
+            let frame = Frame::parse(&sent).expect("whole");
+            assert_eq!((frame.first, frame.payload.len(), frame.bytes), (TEXT, length, sent.len() - 1));
+        }
+    }
 }

@@ -3,18 +3,18 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::calls::registered;
 use crate::engine::Engine;
+use crate::flow::registered;
 use crate::peer::{Peer, payload, register};
-use crate::table::{Row, Table};
+use crate::table::{Row, Target};
 
 const CALLS: u64 = 200_000;
 const BATCH: u64 = 100;
 const FLOOD: Duration = Duration::from_secs(10);
 
-pub(crate) async fn measure(program: &Path, table: &mut Table) {
-    table.push(keeps_up(&Engine::start(program)).await);
-    table.push(flood(&Engine::start(program)).await);
+pub(crate) async fn measure(program: &Path, rows: &mut Vec<Row>) {
+    rows.push(keeps_up(&Engine::start(program)).await);
+    rows.push(flood(&Engine::start(program)).await);
 }
 
 fn call(function: &str, data: &str) -> String {
@@ -68,8 +68,8 @@ async fn flood(engine: &Engine) -> Row {
     Row {
         name: "10 s flood of void calls to a slow worker".into(),
         per_second: Some(sent as f64 / begun.elapsed().as_secs_f64()),
-        other: format!("peak RSS {} MiB", engine.memory_kib("VmHWM") / 1024),
-        target: "≤ 200 MiB".into(),
+        other: Some(("peak RSS", engine.memory_kib("VmHWM") as f64 / 1024.0, "MiB")),
+        target: Some(Target::OtherAtMost(200.0)),
         ..Row::default()
     }
 }

@@ -8,8 +8,8 @@ use test_rig::{Rig, sdk};
 fn python_and_node_call_each_other_ten_thousand_times() {
     let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdk");
     let rig = Rig::builder().start();
-    let in_python = sdk::start_python(&rig, &programs.join("python_worker.py"));
-    let in_node = sdk::start_node(&rig, &programs.join("node_worker.mjs"));
+    let in_python = sdk::start(&rig, sdk::PYTHON, &programs.join("python_worker.py"));
+    let in_node = sdk::start(&rig, sdk::NODE, &programs.join("node_worker.mjs"));
     for (name, child) in [("python", in_python), ("node", in_node)] {
         let output = child.wait_with_output().expect("an exit");
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));

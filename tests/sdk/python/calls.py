@@ -1,7 +1,7 @@
 """Calls between two workers: answers, errors, void calls, and what discovery says of them."""
 
-from iii import IIIInvocationError, TriggerAction
-from world import Inbox, call, connect, done, there, until
+from iii import TriggerAction
+from world import Inbox, InvocationError, call, connect, done, there, until
 
 shop, till = connect("shop"), connect("till")
 
@@ -31,7 +31,7 @@ for function, sku, code, words in [("shop::quote", "gone", "invocation_failed", 
     try:
         call(till, function, {"sku": sku, "qty": 1})
         raise AssertionError(f"{function} answered")
-    except IIIInvocationError as error:
+    except InvocationError as error:
         assert error.code == code and words in str(error), error
 
 call(till, "shop::note", {"n": 1}, action=TriggerAction.Void())

@@ -4,12 +4,11 @@ import os
 import subprocess
 import sys
 
-from iii import IIIInvocationError
-from world import Inbox, call, connect, done, there, until
+from world import Inbox, InvocationError, call, connect, done, there, until
 
 DYING = """
 import os
-from world import connect
+from world import InvocationError, connect
 iii = connect("dying")
 async def die(data):
     os._exit(1)
@@ -23,7 +22,7 @@ there(iii, "dying::die")
 try:
     call(iii, "dying::die")
     raise AssertionError("a dead worker answered")
-except IIIInvocationError as error:
+except InvocationError as error:
     assert error.code == "invocation_stopped", error
 child.wait()
 

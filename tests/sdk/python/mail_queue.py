@@ -1,7 +1,7 @@
 """Messages that are delivered at least once: to subscribers of a topic, and from a named queue."""
 
-from iii import IIIInvocationError, TriggerAction
-from world import Inbox, call, connect, done, there, until
+from iii import TriggerAction
+from world import Inbox, InvocationError, call, connect, done, there, until
 
 iii = connect("mailer")
 first, second, job = Inbox(), Inbox(), Inbox()
@@ -30,7 +30,7 @@ assert job.wait()[0]["n"] == 1
 try:
     call(iii, "mailer::job", {"n": 1}, action=TriggerAction.Enqueue(queue="no-such-queue"))
     raise AssertionError("an unknown queue took a message")
-except IIIInvocationError as error:
+except InvocationError as error:
     assert error.code == "enqueue_error" and "no-such-queue" in str(error), error
 
 call(iii, "mailer::stubborn", {"n": 2}, action=TriggerAction.Enqueue(queue="impatient"))

@@ -2,8 +2,8 @@
 
 import os
 
-from iii import IIIInvocationError, InitOptions, TriggerAction, register_worker
-from world import call, connect, done, there, until
+from iii import InitOptions, TriggerAction, register_worker
+from world import InvocationError, call, connect, done, there, until
 
 GUARDED = os.environ["III_TEST_GUARDED"]
 iii = connect("owner")
@@ -41,7 +41,7 @@ for function, payload, code in [("owner::api::secret", {}, "FORBIDDEN"), ("owner
     try:
         call(tenant, function, payload)
         raise AssertionError(f"{function} was open")
-    except IIIInvocationError as error:
+    except InvocationError as error:
         assert error.code == code, error
 seen = {function["function_id"] for function in call(tenant, "engine::functions::list")["functions"]}
 assert "owner::api::open" in seen and "owner::other" not in seen, seen

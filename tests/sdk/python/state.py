@@ -1,7 +1,6 @@
 """Values by scope and key, update operations, and a function that is called when they change."""
 
-from iii import IIIInvocationError
-from world import Inbox, call, connect, done, there, until
+from world import Inbox, InvocationError, call, connect, done, there, until
 
 iii = connect("state-user")
 seen, gate = Inbox(), Inbox(answer=False)
@@ -36,6 +35,6 @@ assert events[2]["old_value"] == {"n": 1} and events[2]["key"] == "c-9"
 try:
     call(iii, "state::set", {"scope": 7})
     raise AssertionError("a scope that is no text was taken")
-except IIIInvocationError as error:
+except InvocationError as error:
     assert error.code == "deserialization_error", error
 done()

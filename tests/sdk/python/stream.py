@@ -7,12 +7,14 @@ import websockets
 from world import STREAMS, Inbox, call, connect, done, there, until
 
 iii = connect("chat")
-seen, joined = Inbox(), Inbox()
+seen, joined, left = Inbox(), Inbox(), Inbox()
 iii.register_function("chat::changed", seen)
 iii.register_function("chat::joined", joined)
+iii.register_function("chat::left", left)
 iii.register_trigger({"type": "stream", "function_id": "chat::changed", "config": {"stream_name": "py-chat"}})
 iii.register_trigger({"type": "stream:join", "function_id": "chat::joined", "config": {}})
-there(iii, "chat::changed", "chat::joined")
+iii.register_trigger({"type": "stream:leave", "function_id": "chat::left", "config": {}})
+there(iii, "chat::changed", "chat::joined", "chat::left")
 
 room = {"stream_name": "py-chat", "group_id": "room-4"}
 item = {**room, "item_id": "msg-1"}
@@ -40,7 +42,9 @@ assert kinds == ["sync", "create", "update", "event", "delete"], kinds
 assert events[0]["event"]["data"] == [] and events[1]["id"] == "msg-1", events[:2]
 assert events[2]["event"]["data"] == {"text": "hi", "seen": 1}
 assert events[3]["event"]["event"] == {"type": "typing", "data": {"who": "Ada"}}, events[3]
-assert joined.wait()[0]["stream_name"] == "py-chat"
+for inbox in [joined, left]:
+    assert inbox.wait()[0]["stream_name"] == "py-chat"
+    assert inbox.items[0]["subscription_id"] == "s1", inbox.items
 until("the function's events", lambda: len(seen.items) >= 4)
 assert call(iii, "stream::get", item) is None
 assert call(iii, "stream::list", room) == []

@@ -1,15 +1,16 @@
 """A trigger type of our own: bound before its provider came, handed to the next one, refused by it."""
 
-from iii import IIIInvocationError, TriggerHandler
-from world import Inbox, call, connect, done, there, until
+from iii.triggers import TriggerHandler
+from world import Inbox, InvocationError, call, connect, done, there, until
 
 
 class Mailbox(TriggerHandler):
     def __init__(self):
-        self.bound, self.unbound = {}, []
+        self.bound, self.unbound, self.refused = {}, [], []
 
     async def register_trigger(self, config):
         if config.config.get("address") == "refused@example.org":
+            self.refused.append(config.id)
             raise ValueError("no such mailbox")
         self.bound[config.id] = config
 
@@ -46,6 +47,7 @@ def bound():
     return [trigger["id"] for trigger in listed["registered_triggers"]]
 
 
+until("the refusal", lambda: mailbox.refused)
 until("the refused binding is forgotten", lambda: bound() == [binding.id])
 trigger.unregister()
 until("the provider is told", lambda: binding.id in mailbox.unbound)

@@ -6,6 +6,13 @@ import time
 
 from iii import InitOptions, register_worker
 
+try:
+    from iii import HttpInvocationConfig, http
+    from iii import IIIInvocationError as InvocationError
+except ImportError:  # where later versions keep them
+    from iii import InvocationError
+    from iii_helpers.http import HttpInvocationConfig, http
+
 HTTP = os.environ.get("III_TEST_HTTP", "")
 STREAMS = os.environ.get("III_TEST_STREAMS", "")
 
@@ -35,7 +42,7 @@ class Inbox:
     def __init__(self, answer=None):
         self.items, self.lock, self.answer = [], threading.Lock(), answer
 
-    async def __call__(self, data):
+    def __call__(self, data):
         with self.lock:
             self.items.append(data)
         return self.answer

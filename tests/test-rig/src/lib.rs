@@ -31,5 +31,5 @@ pub use prometheus::Prometheus;
 pub use rabbitmq::TestRabbitMq;
 pub use redis::TestRedis;
 pub use registry::TestRegistry;
-pub use rig::{Answer, Rig, RigBuilder, free_port, shared_home};
+pub use rig::{Answer, Rig, RigBuilder, bin_dir, free_port, shared_home};
 pub use view::KvmDevice;

@@ -433,7 +433,12 @@ fn run_engine(view: &View, bin: &Path, home: &TempDir, project: &TempDir, env: &
     engine.spawn().expect("iii-engine starts")
 }
 
-pub(crate) fn bin_dir() -> PathBuf {
+/// Where the programs under test are.
+///
+/// # Panics
+/// When this program does not know where it is.
+#[must_use]
+pub fn bin_dir() -> PathBuf {
     std::env::var_os("III_BIN_DIR").map_or_else(
         || {
             // tests run as target/<profile>/deps/<test>

@@ -1,0 +1,8 @@
+//! The command line, point by point, with the real programs: what is said where, and with which status.
+
+mod basics;
+mod file_server;
+mod person;
+mod project;
+mod trigger;
+mod update;
