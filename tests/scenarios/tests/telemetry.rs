@@ -52,7 +52,7 @@ struct Program(Child);
 impl Program {
     fn start(rig: &Rig, name: &str) -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdk/python/telemetry");
-        Self(sdk::start_python(rig, &folder.join(name)))
+        Self(sdk::start(rig, sdk::PYTHON, &folder.join(name)))
     }
 }
 
