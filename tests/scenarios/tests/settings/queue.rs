@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use engine_client::{Call, ErrorBody, FunctionSpec};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use test_rig::{Rig, TestRabbitMq};
+use test_rig::{Rig, TestRabbitMq, TestRedis};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio_tungstenite::connect_async;
@@ -207,4 +207,27 @@ fn subscriptions_on_a_broker_follow_its_defaults_at_once() {
         assert_eq!(begun.load(Ordering::SeqCst), done, "one at a time");
         gate.add_permits(1);
     }
+}
+
+#[test]
+fn subscriptions_move_to_a_redis_and_to_another_engine_at_once() {
+    let redis = TestRedis::start();
+    let (rig, there) = (engine("  - {name: iii-queue}\n"), engine("  - {name: iii-queue}\n"));
+    let peer = Peer::connect(&rig);
+    let (gate, begun) = gated(&rig, &peer);
+    gate.add_permits(100);
+    peer.bind(&rig, "durable:subscriber", "work::gated", &json!({ "topic": "news" }));
+    let publish_there = || {
+        let _ = there.call("iii::durable::publish", &json!({ "topic": "news", "data": {} }));
+    };
+    let adapter = |name: &str, config: Value| json!({ "adapter": { "name": name, "config": config } });
+    for engine in [&rig, &there] {
+        set(engine, "iii-queue", &adapter("redis", json!({ "redis_url": redis.url() })));
+    }
+    publish_there();
+    until(&rig, "a message over Redis", || (begun.load(Ordering::SeqCst) == 1).then_some(()));
+    set(&there, "iii-queue", &json!({}));
+    set(&rig, "iii-queue", &adapter("bridge", json!({ "bridge_url": there.url() })));
+    publish_there();
+    until(&rig, "a message of the other engine", || (begun.load(Ordering::SeqCst) == 2).then_some(()));
 }
