@@ -73,7 +73,7 @@ impl Shared {
         loop {
             let wish = wishes.borrow_and_update().clone();
             let client = client(&self.url);
-            let id = format!("iii-queue::{topic}::{function_id}");
+            let id = format!("queue-bridge::{topic}::{function_id}");
             let mut config = json!({ "topic": topic });
             if let Some(queue_config) = &wish.queue_config {
                 config["queue_config"] = queue_config.clone();

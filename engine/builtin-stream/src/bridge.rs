@@ -65,7 +65,7 @@ impl Bridge {
         let client = Client::connect(ClientConfig { url: url.to_owned(), name: crate::NAME.to_owned(), description });
         let origin = Uuid::new_v4().to_string();
         let function = FunctionSpec {
-            id: format!("iii-stream::events::{origin}"),
+            id: format!("stream-bridge::{origin}"),
             description: "Takes events of streams".into(),
             metadata: Some(json!({ "internal": true })),
             ..FunctionSpec::default()
