@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::{Message as Frame, WebSocket};
-use engine_protocol::{MAX_FRAME_BYTES, Message, Outbound, decode, with_caller};
+use engine_protocol::{MAX_FRAME_BYTES, Message, Outbound, decode};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -149,14 +149,10 @@ impl Queue<'_> {
 
 /// A message's bytes. A call tells its handler who calls.
 fn outbound(outgoing: Outgoing) -> Outbound {
-    let Outgoing { mut message, caller, .. } = outgoing;
-    if let (Message::InvokeFunction(call), Some(caller)) = (&mut message, caller)
-        && let Some(data) = call.data.take()
-    {
-        // Data was JSON when it arrived: it has a caller put in, or needs none.
-        call.data = with_caller(data, &caller.to_string()).ok();
+    match (outgoing.message, outgoing.caller) {
+        (Message::InvokeFunction(call), Some(caller)) => call.into_outbound_from(caller),
+        (message, _) => message.into_outbound(),
     }
-    message.into_outbound()
 }
 
 /// Sends what is queued, until the peer has gone or takes nothing for as long as `patience`.
