@@ -18,6 +18,7 @@ mod call;
 mod condition;
 mod deliveries;
 mod engine;
+mod name;
 mod pipe;
 
 pub use builtin::{Binding, Builtin, BuiltinError, Settings};
@@ -28,6 +29,7 @@ pub use deliveries::{
     MAX_WAITING_PER_FUNCTION, Overloaded, Room,
 };
 pub use engine::{Engine, EngineApi, Invocation, Stats};
+pub use name::{MAX_NAME_BYTES, name, optional_name};
 pub use pipe::{Item, PipeReader, PipeWriter, ReaderGone, pipe};
 
 pub use engine_protocol::{ChannelRef, ErrorBody, RegisterFunction, RegisterTriggerType};
