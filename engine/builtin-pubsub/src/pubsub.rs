@@ -114,7 +114,11 @@ impl Adapter {
 }
 
 impl Shared {
-    /// Hands a message to every subscription of its topic.
+    /// Hands a message to every subscription of its topic; to those that have too many waiting it is not delivered, and
+    /// the log says so.
+    ///
+    /// # Errors
+    /// There is no room for the message: nobody gets it.
     pub(crate) fn deliver(&self, topic: &str, data: Raw, trace: &Trace) -> Result<(), Overloaded> {
         let subscriptions = lock(&self.subscriptions).of(topic);
         if subscriptions.is_empty() {
@@ -123,9 +127,10 @@ impl Shared {
         let room = self.deliveries.room(data.get().len())?;
         let data = Arc::new(data);
         for subscription in subscriptions {
+            let function_id = subscription.function_id.clone();
             let handling = handle(Arc::clone(&self.engine), subscription, Arc::clone(&data), trace.clone());
             let delivery = timeout(HANDLING, handling).map(drop);
-            self.deliveries.begin(room.clone(), delivery.boxed())?;
+            let _ = self.deliveries.begin(&function_id, room.clone(), delivery.boxed());
         }
         Ok(())
     }

@@ -185,3 +185,18 @@ async fn an_adapter_is_swapped_with_its_subscriptions_and_one_that_fails_changes
     publish(&worker, "news", json!("still")).await;
     assert_eq!(next(&mut heard).await.0, json!("still"));
 }
+
+#[tokio::test]
+async fn a_subscriber_that_hangs_costs_neither_publishers_nor_other_subscribers_anything() {
+    let fake = FakeEngine::new();
+    let worker = create(&fake, Value::Null).await;
+    fake.offer("hangs", |_| std::future::pending());
+    let mut answers = fake.note("answers");
+    bind(&worker, "subscribe", "hangs", json!({ "topic": "news" }));
+    bind(&worker, "subscribe", "answers", json!({ "topic": "news" }));
+    let more_than_wait = engine_builtin::MAX_WAITING_PER_FUNCTION + 2 * engine_builtin::MAX_IN_FLIGHT_PER_FUNCTION;
+    for number in 0..more_than_wait {
+        publish(&worker, "news", json!(number)).await;
+        assert_eq!(next(&mut answers).await.0, json!(number));
+    }
+}

@@ -20,6 +20,9 @@ use crate::message::{Message, QueueId};
 use crate::settings::QueueSettings;
 use crate::subscribers::{Subscribers, Wishes};
 
+/// Of our functions over there. Not a built-in worker's name: engines keep those to their own.
+const NAMESPACE: &str = "bridge::queue";
+
 /// What the other engine has to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -73,7 +76,7 @@ impl Shared {
         loop {
             let wish = wishes.borrow_and_update().clone();
             let client = client(&self.url);
-            let id = format!("queue-bridge::{topic}::{function_id}");
+            let id = format!("{NAMESPACE}::{topic}::{function_id}");
             let mut config = json!({ "topic": topic });
             if let Some(queue_config) = &wish.queue_config {
                 config["queue_config"] = queue_config.clone();

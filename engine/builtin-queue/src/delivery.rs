@@ -148,6 +148,48 @@ mod tests {
         assert_eq!(delivery(u32::MAX, Backoff::Exponential).pause_ms(200), Some(MAX_BACKOFF_MS));
     }
 
+    struct Hanging;
+
+    impl engine_builtin::EngineApi for Hanging {
+        fn call(&self, _: Invocation) -> engine_builtin::BoxFuture<'static, engine_builtin::Answer> {
+            Box::pin(std::future::pending())
+        }
+
+        fn knows(&self, _: &str) -> bool {
+            true
+        }
+
+        fn pipe_to_worker(&self, _: usize) -> (engine_builtin::PipeWriter, engine_builtin::ChannelRef) {
+            unreachable!("queues use no channels")
+        }
+
+        fn pipe_from_worker(&self, _: usize) -> (engine_builtin::ChannelRef, engine_builtin::PipeReader) {
+            unreachable!("queues use no channels")
+        }
+
+        fn withdraw(&self, _: &engine_builtin::ChannelRef) {
+            unreachable!("queues use no channels")
+        }
+
+        fn stats(&self) -> engine_builtin::Stats {
+            engine_builtin::Stats::default()
+        }
+
+        fn version(&self) -> &'static str {
+            "0"
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_out_of_a_named_queue_that_is_never_answered_fails() {
+        let settings = crate::settings::QueueWorkerSettings::parse(&serde_json::Value::Null).expect("settings");
+        let engine: Engine = std::sync::Arc::new(Hanging);
+        let message = Message::new("hangs", engine_builtin::Raw::default(), Trace::default());
+        let timeout_ms = settings.queues["default"].delivery.timeout_ms;
+        let ended = deliver(&engine, None, timeout_ms, &message).await;
+        assert_eq!(ended, Err("no answer within 1800000 ms".to_owned()));
+    }
+
     #[test]
     fn the_baggage_names_the_function_that_is_called() {
         let rewritten = |baggage: &str| {

@@ -47,7 +47,7 @@ pub fn schema() -> Value {
             },
             "queue_configs": {
                 "type": "object",
-                "description": "Queues that calls can be put into, by name. `default` is always there.",
+                "description": "Queues that calls can be put into, by name. `default` is always there. A call that takes longer than half an hour has failed.",
                 "additionalProperties": {
                     "type": "object",
                     "additionalProperties": false,

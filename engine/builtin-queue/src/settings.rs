@@ -242,6 +242,10 @@ fn adapter(written: Option<WrittenAdapter>, subscriptions: &mut Delivery) -> Res
     }
 }
 
+/// A call out of a named queue that takes longer has failed: several functions share the queue, and one that hangs may
+/// not keep it for ever.
+const DELIVERY_LIMIT_MS: u64 = 30 * 60 * 1000;
+
 fn check_queue(name: &str, written: WrittenQueue) -> Result<QueueSettings, SettingsError> {
     let key = |field: &str| format!("queue_configs.{name}.{field}");
     if name.is_empty() || name.len() > MAX_NAME_BYTES {
@@ -255,7 +259,7 @@ fn check_queue(name: &str, written: WrittenQueue) -> Result<QueueSettings, Setti
         backoff_ms: written.backoff_ms,
         backoff: Backoff::Exponential,
         delay_ms: 0,
-        timeout_ms: None,
+        timeout_ms: Some(DELIVERY_LIMIT_MS),
     };
     let group_field = match (order, written.message_group_field.as_deref().filter(|field| !field.is_empty())) {
         (Order::Fifo, None) => return Err(SettingsError::NoGroupField { queue: name.to_owned() }),

@@ -40,6 +40,8 @@ pub(crate) enum AdapterError {
     Contended { attempts: u32 },
     #[error("the values are larger than a message may be")]
     TooMuch,
+    #[error("the value would have {bytes} bytes, and at most {limit} are allowed")]
+    TooLarge { bytes: usize, limit: usize },
     #[error("the task that reads was ended")]
     Ended,
 }
@@ -84,11 +86,16 @@ struct Updated {
 }
 
 /// Parses, changes and writes a value.
-fn update(ops: Vec<Op>, old: Option<&RawValue>) -> Result<Updated, serde_json::Error> {
+fn update(ops: Vec<Op>, old: Option<&RawValue>, limit: usize) -> Result<Updated, AdapterError> {
     let old: Option<Value> = old.map(|old| serde_json::from_str(old.get())).transpose()?;
     let outcome = apply(ops, old);
     let errors = if outcome.errors.is_empty() { None } else { Some(to_raw_value(&outcome.errors)?) };
-    Ok(Updated { new: to_raw_value(&outcome.value)?, errors })
+    let new = to_raw_value(&outcome.value)?;
+    let bytes = new.get().len();
+    if bytes > limit {
+        return Err(AdapterError::TooLarge { bytes, limit });
+    }
+    Ok(Updated { new, errors })
 }
 
 /// JSON text that comes from where others may write, too.
@@ -129,10 +136,11 @@ impl Adapter {
         }
     }
 
-    pub(crate) async fn update(&self, write: Write, ops: Vec<Op>) -> Result<Written, AdapterError> {
+    /// `limit` is for the new value. With [`Bridge`], that of the other engine counts.
+    pub(crate) async fn update(&self, write: Write, ops: Vec<Op>, limit: usize) -> Result<Written, AdapterError> {
         match self {
-            Self::Kv(kv) => kv.update(write, ops).await,
-            Self::Redis(redis) => redis.update(write, ops).await,
+            Self::Kv(kv) => kv.update(write, ops, limit).await,
+            Self::Redis(redis) => redis.update(write, ops, limit).await,
             Self::Bridge(bridge) => bridge.update(write, ops).await,
         }
     }

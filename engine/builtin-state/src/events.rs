@@ -1,15 +1,17 @@
 //! Events: what the trigger type `state` is bound to, and how what happened gets there.
 //!
 //! ```text
-//! write ── reserve: a slot in the key's lane, while the adapter decides the order of writes
-//!   │          └─► lane (one task per key with events) ── waits for the slot, then calls the handlers in turn
+//! write ── reserve: a slot in the key's lane of each binding, while the adapter decides the order of writes
+//!   │          └─► lane (one task per binding and key with events) ── waits for the slot, then calls the handler
 //!   └── fire: the write is acknowledged; a slot that is dropped instead is passed over
 //! ```
+//! What waits for a handler is counted against its binding: one that hangs loses its own events, not those of others.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
 use engine_builtin::{Binding, Engine, ErrorBody, Invocation, Raw, Trace, is_met};
 use serde::{Deserialize, Serialize};
@@ -23,21 +25,35 @@ use tracing::warn;
 
 use crate::functions::Place;
 
-/// Events of one key that wait for its handlers.
+/// Events of one key that wait for a handler.
 const MAX_WAITING_PER_KEY: usize = 1024;
 
 /// What all events that wait may take, in bytes; one that is larger has it for itself.
 const MAX_WAITING_BYTES: usize = 64 * 1024 * 1024;
 
+/// Of these, what may wait for one binding.
+const MAX_WAITING_BYTES_PER_BINDING: usize = MAX_WAITING_BYTES / 8;
+
+/// Calls of one binding's handler at once, each for another key.
+const MAX_IN_FLIGHT_PER_BINDING: usize = 64;
+
 /// What an event takes besides its values.
 const EVENT_BYTES: usize = 1024;
 
-/// A function that is bound to the trigger type, and to what.
+/// For a handler and its condition. One that takes longer is not waited for.
+const HANDLING: Duration = Duration::from_secs(60);
+
+/// A function that is bound to the trigger type, to what, and the events that wait for it.
 #[derive(Debug)]
 struct Handler {
     binding_id: String,
     function_id: String,
     filter: Filter,
+    lanes: Lanes,
+    room: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
+    /// So that the log says once that events are lost.
+    losing: AtomicBool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -52,6 +68,26 @@ impl Handler {
     fn matches(&self, place: &Place) -> bool {
         let fits = |wanted: &Option<String>, given: &str| wanted.as_deref().is_none_or(|wanted| wanted == given);
         fits(&self.filter.scope, &place.scope) && fits(&self.filter.key, &place.key)
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, HashMap<Arc<Place>, VecDeque<Waiting>>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next(&self, place: &Arc<Place>) -> Option<Waiting> {
+        let mut lanes = self.lanes();
+        let next = lanes.get_mut(place).and_then(VecDeque::pop_front);
+        if next.is_none() {
+            lanes.remove(place);
+        }
+        next
+    }
+
+    fn lost(&self, place: &Place) {
+        if !self.losing.swap(true, Ordering::Relaxed) {
+            let (function, Place { scope, key }) = (&self.function_id, place);
+            warn!(function, scope, key, "events of a `state` trigger are lost: handlers are too slow");
+        }
     }
 }
 
@@ -79,7 +115,8 @@ struct Payload<'a> {
 /// An event's place in the order of its key.
 pub(crate) struct Slot {
     place: Arc<Place>,
-    payload: oneshot::Sender<Raw>,
+    /// One for each binding.
+    payloads: Vec<oneshot::Sender<Arc<Raw>>>,
 }
 
 impl Slot {
@@ -92,19 +129,21 @@ impl Slot {
         };
         let Place { scope, key } = &*self.place;
         let payload = Payload { r#type: "state", event_type, scope, key, old_value, new_value };
-        let payload = to_raw_value(&payload).expect("strings and JSON can be written as JSON");
-        // The lanes have been ended: the engine stops.
-        let _ = self.payload.send(payload);
+        let payload = Arc::new(to_raw_value(&payload).expect("strings and JSON can be written as JSON"));
+        for binding in self.payloads {
+            // It has gone, or the engine stops.
+            let _ = binding.send(Arc::clone(&payload));
+        }
     }
 }
 
-/// An event that is to come.
+/// An event that is to come, as one binding sees it.
+#[derive(Debug)]
 struct Waiting {
-    payload: oneshot::Receiver<Raw>,
-    /// A binding that has gone meanwhile is not called any more.
-    handlers: Vec<Weak<Handler>>,
+    payload: oneshot::Receiver<Arc<Raw>>,
     trace: Trace,
-    _room: OwnedSemaphorePermit,
+    _room: Arc<OwnedSemaphorePermit>,
+    _share: OwnedSemaphorePermit,
 }
 
 /// Keys with events, and their events in order. A key's task takes it out when it has none left.
@@ -115,10 +154,7 @@ pub(crate) struct Events {
     engine: Engine,
     enabled: AtomicBool,
     handlers: RwLock<Vec<Arc<Handler>>>,
-    lanes: Lanes,
     room: Arc<Semaphore>,
-    /// So that the log says once that events are lost.
-    losing: AtomicBool,
     runtime: Handle,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -131,9 +167,7 @@ impl Events {
             engine,
             enabled: AtomicBool::new(enabled),
             handlers: RwLock::default(),
-            lanes: Mutex::default(),
             room: Arc::new(Semaphore::new(MAX_WAITING_BYTES)),
-            losing: AtomicBool::new(false),
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -151,7 +185,15 @@ impl Events {
                 ErrorBody::new("trigger_registration_failed", format!("config of a `state` trigger: {error}"))
             })?,
         };
-        let handler = Arc::new(Handler { binding_id: binding.id, function_id: binding.function_id, filter });
+        let handler = Arc::new(Handler {
+            binding_id: binding.id,
+            function_id: binding.function_id,
+            filter,
+            lanes: Mutex::default(),
+            room: Arc::new(Semaphore::new(MAX_WAITING_BYTES_PER_BINDING)),
+            turns: Arc::new(Semaphore::new(MAX_IN_FLIGHT_PER_BINDING)),
+            losing: AtomicBool::new(false),
+        });
         let mut handlers = self.handlers.write().unwrap_or_else(PoisonError::into_inner);
         match handlers.iter_mut().find(|known| known.binding_id == handler.binding_id) {
             Some(known) => *known = handler,
@@ -173,80 +215,89 @@ impl Events {
         if handlers.is_empty() {
             return None;
         }
-        let size = u32::try_from((bytes + EVENT_BYTES).min(MAX_WAITING_BYTES)).unwrap_or(u32::MAX);
-        let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(size) else {
-            self.lost(place);
+        let bytes = bytes + EVENT_BYTES;
+        let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(permits(bytes, MAX_WAITING_BYTES)) else {
+            handlers.iter().for_each(|handler| handler.lost(place));
+            return None;
+        };
+        let room = Arc::new(room);
+        let enter = |handler: &Arc<Handler>| self.enter(handler, place, trace, &room, bytes);
+        let payloads: Vec<_> = handlers.iter().filter_map(enter).collect();
+        (!payloads.is_empty()).then(|| Slot { place: Arc::clone(place), payloads })
+    }
+
+    fn matching(&self, place: &Place) -> Vec<Arc<Handler>> {
+        let handlers = self.handlers.read().unwrap_or_else(PoisonError::into_inner);
+        handlers.iter().filter(|handler| handler.matches(place)).cloned().collect()
+    }
+
+    /// Takes a place in one binding's lane, if there is room for it.
+    fn enter(
+        self: &Arc<Self>,
+        handler: &Arc<Handler>,
+        place: &Arc<Place>,
+        trace: &Trace,
+        room: &Arc<OwnedSemaphorePermit>,
+        bytes: usize,
+    ) -> Option<oneshot::Sender<Arc<Raw>>> {
+        let share = permits(bytes, MAX_WAITING_BYTES_PER_BINDING);
+        let Ok(share) = Arc::clone(&handler.room).try_acquire_many_owned(share) else {
+            handler.lost(place);
             return None;
         };
         let (sender, payload) = oneshot::channel();
-        let waiting = Waiting { payload, handlers, trace: trace.clone(), _room: room };
-        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        match lanes.entry(Arc::clone(place)) {
+        let waiting = Waiting { payload, trace: trace.clone(), _room: Arc::clone(room), _share: share };
+        match handler.lanes().entry(Arc::clone(place)) {
             Entry::Occupied(lane) if lane.get().len() >= MAX_WAITING_PER_KEY => {
-                drop(lanes);
-                self.lost(place);
+                handler.lost(place);
                 return None;
             }
             Entry::Occupied(mut lane) => lane.get_mut().push_back(waiting),
             Entry::Vacant(lane) => {
                 lane.insert(VecDeque::from([waiting]));
-                let (events, place) = (Arc::clone(self), Arc::clone(place));
-                self.tasks.spawn_on(async move { events.deliver(&place).await }, &self.runtime);
+                let (events, handler, turns) = (Arc::clone(self), Arc::downgrade(handler), Arc::clone(&handler.turns));
+                let place = Arc::clone(place);
+                self.tasks.spawn_on(async move { events.deliver(&handler, &turns, &place).await }, &self.runtime);
             }
         }
-        self.losing.store(false, Ordering::Relaxed);
-        Some(Slot { place: Arc::clone(place), payload: sender })
+        handler.losing.store(false, Ordering::Relaxed);
+        Some(sender)
     }
 
-    fn matching(&self, place: &Place) -> Vec<Weak<Handler>> {
-        let handlers = self.handlers.read().unwrap_or_else(PoisonError::into_inner);
-        handlers.iter().filter(|handler| handler.matches(place)).map(Arc::downgrade).collect()
-    }
-
-    fn lost(&self, place: &Place) {
-        if !self.losing.swap(true, Ordering::Relaxed) {
-            warn!(scope = place.scope, key = place.key, "handlers are too slow: events of `state` triggers are lost");
-        }
-    }
-
-    /// A key's task: until it has no event left.
-    async fn deliver(&self, place: &Arc<Place>) {
-        while let Some(waiting) = self.next(place) {
-            if self.stop.run_until_cancelled(self.handle(waiting)).await.is_none() {
+    /// The task of a binding's key: until it has no event left. A binding that has gone is not called any more.
+    async fn deliver(&self, handler: &Weak<Handler>, turns: &Semaphore, place: &Arc<Place>) {
+        while let Some(waiting) = handler.upgrade().and_then(|handler| handler.next(place)) {
+            if self.stop.run_until_cancelled(self.handle(handler, turns, waiting)).await.is_none() {
                 return;
             }
         }
     }
 
-    fn next(&self, place: &Arc<Place>) -> Option<Waiting> {
-        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = lanes.get_mut(place).and_then(VecDeque::pop_front);
-        if next.is_none() {
-            lanes.remove(place);
-        }
-        next
-    }
-
-    async fn handle(&self, waiting: Waiting) {
+    async fn handle(&self, handler: &Weak<Handler>, turns: &Semaphore, waiting: Waiting) {
         // Not written after all.
         let Ok(payload) = waiting.payload.await else { return };
-        for handler in waiting.handlers {
-            let Some(handler) = handler.upgrade() else { continue };
-            let function_id = handler.function_id.as_str();
-            let condition = handler.filter.condition_function_id.as_deref();
-            match is_met(&self.engine, condition, &payload, &waiting.trace).await {
-                Ok(true) => {}
-                Ok(false) => continue,
-                Err(error) => {
-                    warn!(function_id, condition, %error, "the condition of a `state` trigger failed");
-                    continue;
-                }
+        let Ok(_turn) = turns.acquire().await else { return };
+        let Some(handler) = handler.upgrade() else { return };
+        let called = tokio::time::timeout(HANDLING, self.call(&handler, &payload, &waiting.trace)).await;
+        if called.is_err() {
+            warn!(function_id = handler.function_id, "the handler of a `state` trigger did not answer in time");
+        }
+    }
+
+    async fn call(&self, handler: &Handler, payload: &Raw, trace: &Trace) {
+        let function_id = handler.function_id.as_str();
+        let condition = handler.filter.condition_function_id.as_deref();
+        match is_met(&self.engine, condition, payload, trace).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                warn!(function_id, condition, %error, "the condition of a `state` trigger failed");
+                return;
             }
-            let data = payload.clone();
-            let call = Invocation { function_id: function_id.to_owned(), data, trace: waiting.trace.clone() };
-            if let Err(error) = self.engine.call(call).await {
-                warn!(function_id, %error, "the handler of a `state` trigger failed");
-            }
+        }
+        let call = Invocation { function_id: function_id.to_owned(), data: payload.clone(), trace: trace.clone() };
+        if let Err(error) = self.engine.call(call).await {
+            warn!(function_id, %error, "the handler of a `state` trigger failed");
         }
     }
 
@@ -256,4 +307,9 @@ impl Events {
         self.tasks.close();
         self.tasks.wait().await;
     }
+}
+
+/// One that is larger than all the room takes all of it.
+fn permits(bytes: usize, room: usize) -> u32 {
+    u32::try_from(bytes.min(room)).unwrap_or(u32::MAX)
 }

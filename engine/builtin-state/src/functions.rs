@@ -1,6 +1,6 @@
 //! What `state::` functions are asked and what they answer, and what their failures are called.
 
-use engine_builtin::{ErrorBody, Raw, RegisterFunction, RegisterTriggerType};
+use engine_builtin::{ErrorBody, Raw, RegisterFunction, RegisterTriggerType, name};
 use engine_updates::Op;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
@@ -19,13 +19,17 @@ pub(crate) const LIST_GROUPS: &str = "state::list_groups";
 /// Where a value is. Also what `state::get` and `state::delete` are asked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Place {
+    #[serde(deserialize_with = "name")]
     pub(crate) scope: String,
+    #[serde(deserialize_with = "name")]
     pub(crate) key: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct SetRequest {
+    #[serde(deserialize_with = "name")]
     pub(crate) scope: String,
+    #[serde(deserialize_with = "name")]
     pub(crate) key: String,
     #[serde(alias = "data")]
     pub(crate) value: Raw,
@@ -33,13 +37,16 @@ pub(crate) struct SetRequest {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct UpdateRequest {
+    #[serde(deserialize_with = "name")]
     pub(crate) scope: String,
+    #[serde(deserialize_with = "name")]
     pub(crate) key: String,
     pub(crate) ops: Vec<Op>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ListRequest {
+    #[serde(deserialize_with = "name")]
     pub(crate) scope: String,
 }
 

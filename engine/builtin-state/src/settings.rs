@@ -12,13 +12,16 @@ const FOLDER: &str = "./data/state";
 const REDIS_URL: &str = "redis://localhost:6379";
 const BRIDGE_URL: &str = "ws://localhost:49134";
 
+/// Largest value: with the one before it and what is around them, it still fits into a message.
+pub(crate) const MAX_VALUE_BYTES: usize = 15 * 1024 * 1024;
+
 /// Checked settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) adapter: AdapterConfig,
     pub(crate) triggers_enabled: bool,
-    /// JSON text of a value that is set.
-    pub(crate) max_value_bytes: Option<usize>,
+    /// JSON text of a value.
+    pub(crate) max_value_bytes: usize,
 }
 
 /// What keeps the values. Taken when the engine starts.
@@ -107,7 +110,10 @@ impl Config {
         Ok(Self {
             adapter: written.adapter.map_or_else(|| Ok(AdapterConfig::Kv(KvConfig::default())), adapter)?,
             triggers_enabled: written.triggers_enabled.unwrap_or(true),
-            max_value_bytes: written.max_value_bytes.and_then(|number| at_least_one(&number)),
+            max_value_bytes: written
+                .max_value_bytes
+                .and_then(|number| at_least_one(&number))
+                .map_or(MAX_VALUE_BYTES, |bytes| bytes.min(MAX_VALUE_BYTES)),
         })
     }
 }
@@ -182,8 +188,8 @@ pub fn schema() -> Value {
                 "description": "Whether triggers of the type `state` fire. Takes effect at once."
             },
             "max_value_bytes": {
-                "type": "integer", "minimum": 1,
-                "description": "The longest JSON text that `state::set` accepts; no limit by default. Takes effect at once."
+                "type": "integer", "minimum": 1, "default": MAX_VALUE_BYTES,
+                "description": "The longest JSON text of a value, 15 MiB at most. Takes effect at once."
             },
             "save_interval_ms": interval
         }
@@ -210,7 +216,7 @@ mod tests {
         assert_eq!(default.adapter, AdapterConfig::Kv(KvConfig::default()));
         assert_eq!(KvConfig::default().folder(), PathBuf::from("./data/state"));
         assert!(default.triggers_enabled);
-        assert_eq!(default.max_value_bytes, None);
+        assert_eq!(default.max_value_bytes, MAX_VALUE_BYTES);
     }
 
     #[test]
@@ -241,10 +247,10 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_out_of_range_is_none() {
-        for number in [json!(0), json!(-1), json!(0.5)] {
-            assert_eq!(parsed(json!({ "max_value_bytes": number })).max_value_bytes, None);
+    fn a_limit_out_of_range_is_the_default() {
+        for number in [json!(0), json!(-1), json!(0.5), json!(MAX_VALUE_BYTES + 1)] {
+            assert_eq!(parsed(json!({ "max_value_bytes": number })).max_value_bytes, MAX_VALUE_BYTES);
         }
-        assert_eq!(parsed(json!({"max_value_bytes": 1, "save_interval_ms": 1})).max_value_bytes, Some(1));
+        assert_eq!(parsed(json!({"max_value_bytes": 1, "save_interval_ms": 1})).max_value_bytes, 1);
     }
 }

@@ -30,7 +30,7 @@ pub async fn create(engine: Engine, settings: Settings) -> Result<Arc<dyn Builti
         adapter: Arc::new(adapter),
         in_use: config.adapter,
         events: Events::new(engine, config.triggers_enabled),
-        max_value_bytes: AtomicUsize::new(config.max_value_bytes.unwrap_or(usize::MAX)),
+        max_value_bytes: AtomicUsize::new(config.max_value_bytes),
         warned_of: Mutex::default(),
     };
     Ok(Arc::new(state))
@@ -82,7 +82,7 @@ impl Builtin for State {
         async {
             let config = Config::parse(settings)?;
             self.events.enable(config.triggers_enabled);
-            self.max_value_bytes.store(config.max_value_bytes.unwrap_or(usize::MAX), Ordering::Relaxed);
+            self.max_value_bytes.store(config.max_value_bytes, Ordering::Relaxed);
             self.warn_of_another(config.adapter);
             Ok(())
         }
@@ -114,8 +114,9 @@ impl State {
             Ok(request) => request,
             Err(error) => return Reply::Now(Err(error)),
         };
+        let limit = self.max_value_bytes.load(Ordering::Relaxed);
         let (adapter, write) = self.write(Place { scope, key }, call);
-        Reply::later(async move { changed(adapter.update(write, ops).await, "UPDATE_ERROR") })
+        Reply::later(async move { changed(adapter.update(write, ops, limit).await, "UPDATE_ERROR") })
     }
 
     fn delete(&self, call: &Call) -> Reply {

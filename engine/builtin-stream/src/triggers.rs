@@ -125,8 +125,8 @@ impl Triggers {
         }
     }
 
-    /// Hands an event to its handlers, one after another, in a task of its own. Never waits; what is too much is
-    /// dropped, and the log says so.
+    /// Hands an event to its handlers. Never waits; what is too much for all or for one of them is dropped, and the log
+    /// says so.
     pub(crate) fn fire(&self, event: &Event, text: Raw, trace: &Trace) {
         let wanted = |watch: &&Arc<Watch>| {
             watch.group_id.as_ref().is_none_or(|group_id| *group_id == event.group_id)
@@ -140,13 +140,15 @@ impl Triggers {
             return;
         }
         let Ok(room) = self.deliveries.room(text.get().len()) else { return };
-        let (engine, trace) = (Arc::clone(&self.engine), trace.clone());
-        let work = async move {
-            for watch in watching {
+        let text = Arc::new(text);
+        for watch in watching {
+            let (engine, text, trace) = (Arc::clone(&self.engine), Arc::clone(&text), trace.clone());
+            let function_id = watch.function_id.clone();
+            let work = async move {
                 let _ = timeout(HANDLING, handle(&engine, &watch, &text, &trace)).await;
-            }
-        };
-        let _ = self.deliveries.begin(room, work.boxed());
+            };
+            let _ = self.deliveries.begin(&function_id, room.clone(), work.boxed());
+        }
     }
 
     /// Asks every handler of `stream:join`, one after another. Only a literal `unauthorized: true`, or no answer in

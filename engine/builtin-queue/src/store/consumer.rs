@@ -15,10 +15,13 @@ use crate::broker::Subscription;
 use crate::delivery::deliver;
 use crate::message::{QueueId, now_ms};
 use crate::store::tables;
-use crate::store::window::Window;
+use crate::store::window::{Budget, Window};
 
 /// After the store has failed.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// While other consumers have all the memory there is for payloads.
+const BUDGET_PAUSE: Duration = Duration::from_millis(100);
 
 /// What deliveries in flight have to end when the consumer is to.
 const STOP_GRACE: Duration = Duration::from_secs(1);
@@ -54,6 +57,7 @@ pub(crate) struct Consumer {
     pub(crate) store: Store,
     pub(crate) control: Arc<Control>,
     pub(crate) subscription: Subscription,
+    pub(crate) budget: Budget,
 }
 
 impl Consumer {
@@ -63,7 +67,7 @@ impl Consumer {
         let mut wishes = self.control.wish.subscribe();
         // It may be another one by now.
         wishes.mark_changed();
-        let mut window = Window::new(subscription.delivery.clone());
+        let mut window = Window::new(subscription.delivery.clone(), self.budget.clone());
         let mut calls: JoinSet<(u64, Result<(), String>)> = JoinSet::new();
         let mut write: Option<BoxFuture<'static, Result<(), StoreError>>> = None;
         let mut delivering = true;
@@ -90,6 +94,10 @@ impl Consumer {
                     let due = Instant::now() + pause;
                     look_again = Some(look_again.map_or(due, |at: Instant| at.min(due)));
                 }
+            }
+            if delivering && window.is_short() {
+                let again = Instant::now() + BUDGET_PAUSE;
+                look_again = Some(look_again.map_or(again, |at: Instant| at.min(again)));
             }
             if write.is_none()
                 && let Some(batch) = window.batch()

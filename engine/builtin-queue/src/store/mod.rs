@@ -6,7 +6,8 @@
 //! ```
 //! Who gets what is published: each function that is bound to the topic, and each that was within the last
 //! [`ABSENCE`]. If there is none, the message is held under the topic itself, and the first function that subscribes
-//! gets it. What waits for a function that has gone stays until it comes back.
+//! gets it. What waits for a function that has gone stays until it comes back. After a start, all that were bound within
+//! the last [`MEMORY`] count as gone since then.
 
 mod consumer;
 mod tables;
@@ -17,11 +18,11 @@ mod window;
 mod simulation;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use engine_builtin::{BoxFuture, Engine, Raw, Trace};
-use engine_store::Store;
+use engine_store::{Store, StoreError};
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -33,14 +34,25 @@ use crate::message::{Message, QueueId, now_ms};
 use crate::settings::{Place, QueueSettings};
 use crate::store::consumer::{Consumer, Control, Wish};
 use crate::store::topics::Topics;
+use crate::store::window::Budget;
 
 /// How long a function that has gone still gets copies of what is published.
 const ABSENCE: Duration = Duration::from_secs(60 * 60);
+
+/// How long a subscriber is known over restarts.
+const MEMORY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 const FILE: &str = "store.redb";
 
 pub(crate) struct StoreBroker {
     shared: Arc<Shared>,
+    remembering: JoinHandle<()>,
+}
+
+impl Drop for StoreBroker {
+    fn drop(&mut self) {
+        self.remembering.abort();
+    }
 }
 
 struct Shared {
@@ -49,6 +61,7 @@ struct Shared {
     runtime: Handle,
     topics: Mutex<Topics>,
     consumers: Mutex<Consumers>,
+    budget: Budget,
 }
 
 #[derive(Default)]
@@ -80,10 +93,14 @@ impl StoreBroker {
             }
             Place::Folder(folder) => Store::open(&folder.join(FILE))?,
         };
-        let remembered = store.read(tables::subscribers)?;
+        let oldest_ms = now_ms().saturating_sub(u64::try_from(MEMORY.as_millis()).unwrap_or(u64::MAX));
+        let (remembered, old) = store.read(|reading| tables::subscribers(reading, oldest_ms))?;
         let topics = Mutex::new(Topics::new(remembered, std::time::Instant::now()));
-        let shared = Shared { engine, store, runtime: Handle::current(), topics, consumers: Mutex::default() };
-        Ok(Self { shared: Arc::new(shared) })
+        let (runtime, consumers, budget) = (Handle::current(), Mutex::default(), Budget::default());
+        let shared = Arc::new(Shared { engine, store, runtime, topics, consumers, budget });
+        let old = old.into_iter().map(|(topic, receiver)| (topic, receiver.function_id)).collect();
+        let remembering = shared.runtime.spawn(Shared::keep_remembering(Arc::downgrade(&shared), old));
+        Ok(Self { shared, remembering })
     }
 }
 
@@ -140,6 +157,7 @@ impl Shared {
             store: self.store.clone(),
             control: Arc::clone(&control),
             subscription,
+            budget: self.budget.clone(),
         };
         let (shared, resting) = (Arc::clone(self), queue.clone());
         let task = self.runtime.spawn(async move { consumer.run(|| shared.leave(&resting)).await });
@@ -158,6 +176,49 @@ impl Shared {
         true
     }
 
+    /// Forgets these and, every hour, who has been gone for too long; keeps the others' rows fresh.
+    async fn keep_remembering(weak: Weak<Self>, mut old: Vec<(String, String)>) {
+        while let Some(shared) = weak.upgrade() {
+            if let Err(error) = shared.remember(std::mem::take(&mut old)).await {
+                warn!(%error, "subscribers cannot be written down now");
+            }
+            // The store's file is free while this sleeps.
+            drop(shared);
+            tokio::time::sleep(ABSENCE).await;
+        }
+    }
+
+    async fn remember(self: &Arc<Self>, old: Vec<(String, String)>) -> Result<(), StoreError> {
+        let shared = Arc::clone(self);
+        let work = self.store.write(move |writing| {
+            // Decided here, where changes are one after another.
+            let (forgotten, bound) = {
+                let mut topics = shared.topics();
+                (topics.prune(std::time::Instant::now()), topics.bound())
+            };
+            for (topic, function_id) in old.iter().chain(&forgotten) {
+                tables::forget_subscriber(writing, topic, function_id)?;
+            }
+            for (topic, receiver) in &bound {
+                tables::remember_subscriber(writing, topic, receiver, now_ms())?;
+            }
+            Ok(())
+        });
+        work.await
+    }
+
+    /// Forgets who has been gone for longest, where too many have.
+    async fn uncrowd(self: Arc<Self>) {
+        let shared = Arc::clone(&self);
+        let pruned = self.store.write(move |writing| {
+            let forgotten = shared.topics().prune(std::time::Instant::now());
+            forgotten.iter().try_for_each(|(topic, function_id)| tables::forget_subscriber(writing, topic, function_id))
+        });
+        if let Err(error) = pruned.await {
+            warn!(%error, "subscribers cannot be forgotten now");
+        }
+    }
+
     /// Remembers a new subscriber, and gives it what was held for its topic.
     async fn adopt(&self, topic: String, function_id: String) {
         let held = QueueId::Held(topic.clone());
@@ -167,7 +228,7 @@ impl Shared {
             let (topic, function_id) = (topic.clone(), function_id.clone());
             let Some(receiver) = self.topics().receiver(&topic, &function_id) else { return };
             let moved = self.store.write(move |writing| {
-                tables::remember_subscriber(writing, &topic, &receiver)?;
+                tables::remember_subscriber(writing, &topic, &receiver, now_ms())?;
                 tables::adopt(writing, &from, &to, |message| {
                     message.function_id.clone_from(&function_id);
                     message.group = (receiver.order == Order::Fifo).then(String::new);
@@ -307,7 +368,14 @@ impl Broker for StoreBroker {
     }
 
     fn subscribe(&self, topic: &str, function_id: &str, subscription: Option<Subscription>) {
-        let is_new = self.shared.topics().set(topic, function_id, subscription.as_ref().map(|it| &it.delivery));
+        let (is_new, is_crowded) = {
+            let mut topics = self.shared.topics();
+            let is_new = topics.set(topic, function_id, subscription.as_ref().map(|it| &it.delivery));
+            (is_new, topics.is_crowded(topic))
+        };
+        if is_crowded {
+            self.shared.runtime.spawn(Arc::clone(&self.shared).uncrowd());
+        }
         let queue = QueueId::Subscriber { topic: topic.to_owned(), function_id: function_id.to_owned() };
         self.shared.want(queue, subscription);
         if is_new {

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use crate::delivery::{Backoff, Delivery, Order};
 use crate::message::{Message, QueueId};
 use crate::store::tables;
-use crate::store::window::Window;
+use crate::store::window::{Budget, Window};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -66,7 +66,7 @@ impl World {
         Self {
             store: Store::in_memory().expect("a store"),
             queue: QueueId::Named("q".into()),
-            window: Window::new(delivery.clone()),
+            window: Window::new(delivery.clone(), Budget::default()),
             delivery,
             now_ms: 1_000_000,
             in_flight: BTreeMap::new(),
@@ -85,7 +85,7 @@ impl World {
             Step::Write { fails } => self.write(*fails),
             Step::Tick(ms) => self.now_ms += ms,
             Step::Die => {
-                self.window = Window::new(self.delivery.clone());
+                self.window = Window::new(self.delivery.clone(), Budget::default());
                 self.in_flight.clear();
             }
             Step::Redrive => self.redrive(),

@@ -11,6 +11,8 @@
 
 use engine_store::{Reading, StoreError, Table, Writing, key};
 
+use serde::{Deserialize, Serialize};
+
 use crate::message::{DeadMessage, Message, QueueId};
 use crate::store::topics::Receiver;
 
@@ -28,7 +30,7 @@ const DEAD_NEWEST: Table = Table("dead_newest");
 const DEAD_IDS: Table = Table("dead_ids");
 /// (name) → how many.
 const DEAD_COUNTS: Table = Table("dead_counts");
-/// (topic, function) → topic and [`Receiver`].
+/// (topic, function) → [`Remembered`].
 const SUBSCRIBERS: Table = Table("subscribers");
 const NUMBERS: Table = Table("numbers");
 const LAST: &[u8] = b"last";
@@ -39,6 +41,9 @@ const CHUNK_BYTES: usize = 16 * 1024 * 1024;
 
 /// Longest list of names that is shown.
 const MAX_NAMES: usize = 10_000;
+
+/// A topic and one of its functions.
+type Subscribed = (String, Receiver);
 
 /// How a delivery ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -221,23 +226,38 @@ pub(crate) fn queues(reading: &Reading) -> Result<Vec<(QueueId, u64)>, StoreErro
     Ok(counts.filter_map(|(count, id)| Some((decoded(id)?, count))).collect())
 }
 
+/// A function that subscribes to a topic, or did.
+#[derive(Serialize, Deserialize)]
+struct Remembered {
+    topic: String,
+    receiver: Receiver,
+    /// When it was bound, at least; 0 where nobody knows.
+    #[serde(default)]
+    seen_ms: u64,
+}
+
 pub(crate) fn remember_subscriber(
     writing: &mut Writing<'_>,
     topic: &str,
     receiver: &Receiver,
+    now_ms: u64,
 ) -> Result<(), StoreError> {
     let row_key = key(&[topic.as_bytes(), receiver.function_id.as_bytes()]);
-    writing.put(SUBSCRIBERS, &row_key, &encoded(&(topic, receiver))).map(|_| ())
+    let row = Remembered { topic: topic.to_owned(), receiver: receiver.clone(), seen_ms: now_ms };
+    writing.put(SUBSCRIBERS, &row_key, &encoded(&row)).map(|_| ())
 }
 
 pub(crate) fn forget_subscriber(writing: &mut Writing<'_>, topic: &str, function_id: &str) -> Result<(), StoreError> {
     writing.remove(SUBSCRIBERS, &key(&[topic.as_bytes(), function_id.as_bytes()])).map(|_| ())
 }
 
-/// Topic and function of all that were remembered.
-pub(crate) fn subscribers(reading: &Reading) -> Result<Vec<(String, Receiver)>, StoreError> {
+/// Topic and function of all that were remembered since `oldest_ms`, and of those that were before.
+pub(crate) fn subscribers(reading: &Reading, oldest_ms: u64) -> Result<(Vec<Subscribed>, Vec<Subscribed>), StoreError> {
     let rows = reading.scan(SUBSCRIBERS, b"", MAX_NAMES)?;
-    Ok(rows.iter().filter_map(|(_, row)| decoded(row)).collect())
+    let rows = rows.iter().filter_map(|(_, row)| decoded::<Remembered>(row));
+    let (recent, old): (Vec<_>, Vec<_>) = rows.partition(|row| row.seen_ms == 0 || row.seen_ms >= oldest_ms);
+    let names = |rows: Vec<Remembered>| rows.into_iter().map(|row| (row.topic, row.receiver)).collect();
+    Ok((names(recent), names(old)))
 }
 
 /// The newest dead message's order; what is redriven afterwards ends there.
@@ -435,4 +455,28 @@ fn encoded(value: &impl serde::Serialize) -> Vec<u8> {
 /// `None`: the row was not written by this version. It is left alone or dropped, and told.
 fn decoded<T: serde::de::DeserializeOwned>(row: &[u8]) -> Option<T> {
     serde_json::from_slice(row).inspect_err(|error| tracing::error!(%error, "a row of the queues cannot be read")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use engine_store::Store;
+
+    use super::*;
+    use crate::delivery::Order;
+
+    #[tokio::test]
+    async fn subscribers_of_long_ago_are_told_from_the_others() {
+        let store = Store::in_memory().expect("a store");
+        let written = store.write(|writing| {
+            for (function_id, seen_ms) in [("unknown", 0), ("old", 99), ("recent", 100)] {
+                let receiver = Receiver { function_id: function_id.to_owned(), order: Order::Standard, delay_ms: 0 };
+                remember_subscriber(writing, "t", &receiver, seen_ms)?;
+            }
+            Ok(())
+        });
+        written.await.expect("written");
+        let (recent, old) = store.read(|reading| subscribers(reading, 100)).expect("read");
+        let names = |all: Vec<Subscribed>| all.into_iter().map(|(_, it)| it.function_id).collect::<Vec<_>>();
+        assert_eq!((names(recent), names(old)), (vec!["recent".into(), "unknown".into()], vec!["old".into()]));
+    }
 }

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::delivery::{Delivery, Order};
 use crate::store::ABSENCE;
 
+/// Functions of one topic that have gone and still get copies: the ones that went last.
+pub(crate) const MAX_ABSENT: usize = 64;
+
 /// A function that gets a copy, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Receiver {
@@ -54,14 +57,37 @@ impl Topics {
     /// Who gets what is published to `topic` now, and who has been gone for too long and is forgotten.
     pub(crate) fn receivers(&mut self, topic: &str, now: Instant) -> (Vec<Receiver>, Vec<String>) {
         let Some(functions) = self.0.get_mut(topic) else { return Default::default() };
-        let absent =
-            |subscriber: &Subscriber| subscriber.gone.is_some_and(|gone| now.saturating_duration_since(gone) > ABSENCE);
-        let forgotten: Vec<String> = functions.extract_if(.., |_, it| absent(it)).map(|(id, _)| id).collect();
+        let forgotten = forget(functions, now);
         let receivers = functions.values().map(|subscriber| subscriber.receiver.clone()).collect();
         if functions.is_empty() {
             self.0.remove(topic);
         }
         (receivers, forgotten)
+    }
+
+    /// Topic and function of all that have been gone for too long, or are too many; they are forgotten.
+    pub(crate) fn prune(&mut self, now: Instant) -> Vec<(String, String)> {
+        let mut forgotten = Vec::new();
+        self.0.retain(|topic, functions| {
+            forgotten.extend(forget(functions, now).into_iter().map(|function_id| (topic.clone(), function_id)));
+            !functions.is_empty()
+        });
+        forgotten
+    }
+
+    /// Whether a topic has more functions that have gone than it may.
+    pub(crate) fn is_crowded(&self, topic: &str) -> bool {
+        let gone = |functions: &BTreeMap<String, Subscriber>| functions.values().filter(|it| it.gone.is_some()).count();
+        self.0.get(topic).is_some_and(|functions| gone(functions) > MAX_ABSENT)
+    }
+
+    /// Topics and functions that have a binding.
+    pub(crate) fn bound(&self) -> Vec<(String, Receiver)> {
+        let bound = |(topic, functions): (&String, &BTreeMap<String, Subscriber>)| {
+            let bound = functions.values().filter(|it| it.gone.is_none());
+            bound.map(|it| (topic.clone(), it.receiver.clone())).collect::<Vec<_>>()
+        };
+        self.0.iter().flat_map(bound).collect()
     }
 
     pub(crate) fn receiver(&self, topic: &str, function_id: &str) -> Option<Receiver> {
@@ -75,6 +101,17 @@ impl Topics {
         };
         self.0.iter().map(|(topic, functions)| (topic.clone(), bound(functions))).filter(|(_, n)| *n > 0).collect()
     }
+}
+
+fn forget(functions: &mut BTreeMap<String, Subscriber>, now: Instant) -> Vec<String> {
+    let mut absent: Vec<Instant> = functions.values().filter_map(|it| it.gone).collect();
+    absent.sort_unstable_by(|one, other| other.cmp(one));
+    // Of those that went at one moment, all stay or none.
+    let oldest = absent.get(MAX_ABSENT).copied();
+    let is_forgotten = |it: &Subscriber| {
+        it.gone.is_some_and(|gone| now.saturating_duration_since(gone) > ABSENCE || oldest.is_some_and(|at| gone <= at))
+    };
+    functions.extract_if(.., |_, it| is_forgotten(it)).map(|(id, _)| id).collect()
 }
 
 #[cfg(test)]
@@ -100,5 +137,26 @@ mod tests {
         assert_eq!(names(topics.receivers("t", later)), (vec![], vec!["before".to_owned(), "f".to_owned()]));
         assert!(topics.counts().is_empty());
         assert!(topics.set("t", "f", Some(&delivery)), "it comes back");
+    }
+
+    #[test]
+    fn of_many_that_have_gone_the_last_ones_are_remembered() {
+        let settings = crate::settings::QueueWorkerSettings::parse(&serde_json::Value::Null).expect("settings");
+        let mut topics = Topics::new(vec![], Instant::now());
+        topics.set("t", "stays", Some(&settings.subscriptions));
+        let mut forgotten = 0;
+        for number in 0..3 * MAX_ABSENT {
+            let function_id = format!("f{number:03}");
+            topics.set("t", &function_id, Some(&settings.subscriptions));
+            topics.set("t", &function_id, None);
+            if topics.is_crowded("t") {
+                forgotten += topics.prune(Instant::now()).len();
+            }
+        }
+        let (receivers, _) = topics.receivers("t", Instant::now());
+        assert!(receivers.len() <= MAX_ABSENT + 1 && forgotten >= 2 * MAX_ABSENT, "{receivers:?}");
+        assert_eq!(receivers.last().expect("one").function_id, "stays");
+        assert!(receivers.iter().any(|it| it.function_id == format!("f{}", 3 * MAX_ABSENT - 1)));
+        assert_eq!(topics.bound().len(), 1);
     }
 }

@@ -8,6 +8,8 @@
 //! A message is known from when it is loaded until its end is on disk: what is known is not loaded again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::delivery::Delivery;
 use crate::message::Message;
@@ -19,10 +21,31 @@ const MIN_READY: usize = 64;
 const MAX_READY: usize = 2048;
 
 /// Payloads in memory, ready and in flight. A larger one is alone.
-const MAX_BYTES: usize = 32 * 1024 * 1024;
+const MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// As [`MAX_BYTES`], of all windows. When it is used up, each holds one message at a time.
+const MAX_BYTES_OF_ALL: usize = 64 * 1024 * 1024;
 
 /// Ends that are not on disk yet; beyond, no delivery begins.
 const MAX_UNWRITTEN: usize = 8192;
+
+/// What all windows of a store hold.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Budget(Arc<AtomicUsize>);
+
+impl Budget {
+    fn left(&self) -> usize {
+        MAX_BYTES_OF_ALL.saturating_sub(self.0.load(Ordering::Relaxed))
+    }
+
+    fn take(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
 
 #[derive(Debug)]
 enum Stage {
@@ -48,6 +71,7 @@ pub(crate) struct Window {
     ready: BTreeSet<u64>,
     in_flight: usize,
     bytes: usize,
+    budget: Budget,
     settled: Vec<Settlement>,
     writing: Vec<Settlement>,
     /// There may be messages in the store that are not known.
@@ -58,13 +82,14 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    pub(crate) fn new(delivery: Delivery) -> Self {
+    pub(crate) fn new(delivery: Delivery, budget: Budget) -> Self {
         Self {
             delivery,
             known: BTreeMap::new(),
             ready: BTreeSet::new(),
             in_flight: 0,
             bytes: 0,
+            budget,
             settled: Vec::new(),
             writing: Vec::new(),
             more: true,
@@ -87,11 +112,19 @@ impl Window {
         let wanted = (self.delivery.in_flight() * READY_PER_FLIGHT).clamp(MIN_READY, MAX_READY);
         let due = self.next_due_ms.is_some_and(|due| due <= now_ms);
         let messages = wanted.saturating_sub(self.ready.len());
-        let bytes = MAX_BYTES.saturating_sub(self.bytes);
-        let holds_some = self.in_flight > 0 || !self.ready.is_empty();
+        let bytes = MAX_BYTES.saturating_sub(self.bytes).min(self.budget.left());
         // Half of it at a time: a look into the store costs, however little it finds.
-        let low = messages * 2 >= wanted && (bytes * 2 >= MAX_BYTES || !holds_some);
+        let low = messages * 2 >= wanted && (bytes * 2 >= MAX_BYTES || !self.holds_some());
         ((self.more || due) && low && self.unwritten() < MAX_UNWRITTEN).then_some(Room { messages, bytes })
+    }
+
+    fn holds_some(&self) -> bool {
+        self.in_flight > 0 || !self.ready.is_empty()
+    }
+
+    /// Others have the memory that this one could use: there will be more without anything happening here.
+    pub(crate) fn is_short(&self) -> bool {
+        self.more && self.holds_some() && self.bytes * 2 <= MAX_BYTES && self.budget.left() * 2 < MAX_BYTES
     }
 
     pub(crate) fn is_known(&self, seq: u64) -> bool {
@@ -133,6 +166,7 @@ impl Window {
         self.next_due_ms = loaded.next_due_ms;
         for (seq, message) in loaded.messages {
             self.bytes += message.bytes();
+            self.budget.take(message.bytes());
             self.ready.insert(seq);
             self.known.insert(seq, Stage::Ready(message));
         }
@@ -161,7 +195,8 @@ impl Window {
         let Some(Stage::InFlight(flight)) = self.known.remove(&seq) else { return };
         self.known.insert(seq, Stage::Ended);
         self.in_flight -= 1;
-        self.bytes = self.bytes.saturating_sub(flight.bytes);
+        self.bytes -= flight.bytes;
+        self.budget.give_back(flight.bytes);
         let outcome = match result {
             Ok(()) => Outcome::Done,
             Err(error) => match self.delivery.pause_ms(flight.attempts.saturating_add(1)) {
@@ -220,5 +255,44 @@ impl Window {
 
     fn unwritten(&self) -> usize {
         self.settled.len() + self.writing.len()
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.budget.give_back(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine_builtin::Trace;
+    use serde_json::value::to_raw_value;
+
+    use super::*;
+
+    fn loaded(seq: u64, bytes: usize) -> Loaded {
+        let message = Message::new("f", to_raw_value(&"x".repeat(bytes)).expect("JSON"), Trace::default());
+        Loaded { messages: vec![(seq, message)], more: true, ..Loaded::default() }
+    }
+
+    #[test]
+    fn all_windows_share_one_budget_and_each_may_hold_one_message() {
+        let settings = crate::settings::QueueWorkerSettings::parse(&serde_json::Value::Null).expect("settings");
+        let budget = Budget::default();
+        let window = || Window::new(settings.subscriptions.clone(), budget.clone());
+        let mut full: Vec<Window> = (0..MAX_BYTES_OF_ALL / MAX_BYTES).map(|_| window()).collect();
+        for window in &mut full {
+            window.load(loaded(1, MAX_BYTES));
+        }
+        let mut late = window();
+        assert_eq!(late.room(0).map(|room| room.bytes), Some(0), "one message fits whatever its size");
+        late.load(loaded(1, 1));
+        assert!(late.room(0).is_none() && late.is_short());
+        let (seq, _) = full[0].next().expect("a message");
+        full[0].ended(0, seq, Ok(()));
+        assert!(late.room(0).is_some() && !late.is_short());
+        drop((full, late));
+        assert_eq!(budget.left(), MAX_BYTES_OF_ALL);
     }
 }

@@ -85,13 +85,13 @@ impl Kv {
         Ok(Written { old: old.map(value).transpose()?, new: None, errors: None, slot })
     }
 
-    pub(crate) async fn update(&self, write: Write, ops: Vec<Op>) -> Result<Written, AdapterError> {
+    pub(crate) async fn update(&self, write: Write, ops: Vec<Op>, limit: usize) -> Result<Written, AdapterError> {
         let work = move |writing: &mut Writing<'_>| {
             let row = row(&write.place);
             let before = writing.get(VALUES, &row)?;
             // A value that cannot be updated is no failure of the store: nothing is undone for it.
             let updated = before.clone().map(value).transpose().and_then(|old| {
-                let updated = update(ops, old.as_deref())?;
+                let updated = update(ops, old.as_deref(), limit)?;
                 Ok((old, updated))
             });
             let (old, updated) = match updated {
@@ -132,6 +132,7 @@ impl Kv {
     pub(crate) async fn list_groups(&self) -> Result<Vec<String>, AdapterError> {
         self.reading(|store| {
             let mut groups = Vec::new();
+            let mut bytes = 0;
             let mut from = Some(Vec::new());
             while let Some(start) = from.take() {
                 let mut scope = None;
@@ -143,6 +144,11 @@ impl Kv {
                 })?;
                 if let Some(scope) = scope {
                     from = prefix_end(&key(&[&scope]));
+                    // As JSON, at worst: each byte escaped, quotes and a comma.
+                    bytes += scope.len() * 6 + 3;
+                    if bytes > MAX_ANSWER_BYTES {
+                        return Err(AdapterError::TooMuch);
+                    }
                     groups.push(String::from_utf8(scope)?);
                 }
             }

@@ -86,12 +86,12 @@ impl Redis {
         Ok(old.and_then(|old| stored(old).ok()))
     }
 
-    pub(crate) async fn update(&self, write: Write, ops: Vec<Op>) -> Result<Written, AdapterError> {
+    pub(crate) async fn update(&self, write: Write, ops: Vec<Op>, limit: usize) -> Result<Written, AdapterError> {
         let _turn = self.turns.take(&write.place).await;
         for _ in 0..MAX_ATTEMPTS {
             let before = self.field(&write.place).await?;
             let old = before.clone().map(stored).transpose()?;
-            let Updated { new, errors } = update(ops.clone(), old.as_deref())?;
+            let Updated { new, errors } = update(ops.clone(), old.as_deref(), limit)?;
             if self.store(&write.place, before.as_deref(), new.get()).await? {
                 let slot = write.reserve(before.map_or(0, |before| before.len()), new.get().len());
                 return Ok(Written { old, new: Some(new), errors, slot });

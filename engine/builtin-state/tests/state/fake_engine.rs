@@ -52,7 +52,7 @@ impl EngineApi for FakeEngine {
 }
 
 /// What is called, in order.
-pub(crate) struct Called(mpsc::Receiver<Invocation>);
+pub(crate) struct Called(pub(crate) mpsc::Receiver<Invocation>);
 
 impl Called {
     /// The next call: its function and its payload.

@@ -156,10 +156,40 @@ async fn a_value_has_a_size_that_settings_change_at_once() {
     state.apply(limited).await.expect("applied");
     ask(&state, "set", &set("12345")).await.expect("seven bytes");
     assert_eq!(ask(&state, "set", &set("123456")).await, Err("VALUE_TOO_LARGE".into()));
+    let append = json!({"scope": "s", "key": "k", "ops": [{"type": "append", "value": "6"}]}).to_string();
+    assert_eq!(ask(&state, "update", &append).await, Err("UPDATE_ERROR".into()));
+    assert_eq!(done(&state, "get", json!({"scope": "s", "key": "k"})).await, "\"12345\"", "nothing was written");
     assert!(state.apply(json!({"max_value_bytes": "many"})).await.is_err());
     assert_eq!(ask(&state, "set", &set("123456")).await, Err("VALUE_TOO_LARGE".into()), "the settings before");
     state.apply(json!(null)).await.expect("applied");
     ask(&state, "set", &set("123456")).await.expect("no limit again");
+}
+
+#[tokio::test]
+async fn a_value_cannot_grow_without_bound() {
+    let state = state_in_memory().await;
+    let part = "x".repeat(5 * 1024 * 1024);
+    let append = json!({"scope": "s", "key": "k", "ops": [{"type": "append", "value": part}]}).to_string();
+    for _ in 0..2 {
+        ask(&state, "update", &append).await.expect("less than 15 MiB");
+    }
+    assert_eq!(ask(&state, "update", &append).await, Err("UPDATE_ERROR".into()));
+    let set = json!({"scope": "s", "key": "k", "value": part.repeat(3)}).to_string();
+    assert_eq!(ask(&state, "set", &set).await, Err("VALUE_TOO_LARGE".into()));
+}
+
+#[tokio::test]
+async fn names_have_a_longest_length() {
+    let state = state_in_memory().await;
+    let (fits, long) = ("n".repeat(1024), "n".repeat(1025));
+    done(&state, "set", json!({"scope": fits, "key": fits, "value": 1})).await;
+    for (scope, key) in [(&fits, &long), (&long, &fits)] {
+        for function in ["set", "get", "delete", "update"] {
+            let request = json!({"scope": scope, "key": key, "value": 1, "ops": []}).to_string();
+            assert_eq!(ask(&state, function, &request).await, Err("deserialization_error".into()), "{function}");
+        }
+    }
+    assert_eq!(ask(&state, "list", &json!({ "scope": long }).to_string()).await, Err("deserialization_error".into()));
 }
 
 #[tokio::test]

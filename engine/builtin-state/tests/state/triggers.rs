@@ -186,25 +186,67 @@ fn gated(gate: &Arc<Semaphore>) -> impl Fn(Invocation) -> BoxFuture<'static, eng
 }
 
 #[tokio::test]
-async fn handlers_of_an_event_take_turns_and_neither_writers_nor_other_keys_wait() {
+async fn events_of_a_key_take_turns_and_neither_writers_nor_other_keys_nor_other_handlers_wait() {
     let gate = Arc::new(Semaphore::new(0));
     let (engine, mut called) = engine(gated(&gate));
     let state = state(engine, in_memory()).await;
     bind(&state, "1", "first", Value::Null);
-    bind(&state, "2", "second", Value::Null);
+    bind(&state, "2", "second", json!({"key": "k"}));
     set(&state, "s", "k", json!(1)).await;
     set(&state, "s", "k", json!(2)).await;
-    let (function, event) = called.next().await;
-    assert_eq!((function.as_str(), &event["new_value"]), ("first", &json!(1)));
+    let mut both =
+        [called.next().await, called.next().await].map(|(function, event)| (function, event["new_value"].clone()));
+    both.sort_by(|one, other| one.0.cmp(&other.0));
+    assert_eq!(both, [("first".to_owned(), json!(1)), ("second".to_owned(), json!(1))]);
     set(&state, "s", "other", json!(3)).await;
     let (function, event) = called.next().await;
     assert_eq!((function.as_str(), &event["new_value"]), ("first", &json!(3)), "another key is not held up");
     assert_eq!(called.more(), 0);
     state.unbind("state", "2");
-    gate.add_permits(1);
+    gate.add_permits(3);
     let (function, event) = called.next().await;
     assert_eq!((function.as_str(), &event["new_value"]), ("first", &json!(2)), "nobody who has gone is called");
+    assert_eq!(called.more(), 0);
     tokio::time::timeout(PATIENCE, state.stop()).await.expect("handlers that hang do not hold it up");
+}
+
+/// Values of a megabyte: more of them than may wait for one binding, and for all.
+#[tokio::test]
+async fn a_handler_that_hangs_costs_the_others_no_event() {
+    let (engine, mut called) = engine(|call| {
+        let hangs = call.function_id == "hangs";
+        Box::pin(async move { if hangs { std::future::pending().await } else { Ok(None) } })
+    });
+    let state = state(engine, in_memory()).await;
+    bind(&state, "1", "hangs", Value::Null);
+    bind(&state, "2", "answers", Value::Null);
+    let large = "x".repeat(1024 * 1024);
+    for number in 0..100 {
+        set(&state, "s", &format!("k{number}"), json!([number, large])).await;
+        loop {
+            let (function, event) = called.next().await;
+            if function == "answers" {
+                assert_eq!(event["new_value"][0], number);
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_never_answers_is_given_up_and_the_next_event_follows() {
+    let (engine, mut called) = engine(|_| Box::pin(std::future::pending()));
+    let state = state(engine, in_memory()).await;
+    bind(&state, "1", "hangs", Value::Null);
+    set(&state, "s", "k", json!(1)).await;
+    set(&state, "s", "k", json!(2)).await;
+    // From here on there is only waiting, and no thread but this one.
+    tokio::time::pause();
+    for number in 1..=2 {
+        let call = called.0.recv().await.expect("a call");
+        let event: Value = serde_json::from_str(call.data.get()).expect("JSON");
+        assert_eq!(event["new_value"], number);
+    }
 }
 
 #[tokio::test]
