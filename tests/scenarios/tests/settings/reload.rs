@@ -94,13 +94,14 @@ fn http_server() -> u16 {
 #[test]
 fn functions_at_urls_obey_the_rules_of_config_yaml() {
     let port = http_server();
-    let security = "security: {url_allowlist: [], block_private_ips: false, require_https: false}";
+    let security =
+        "security: {url_allowlist: [], env_allowlist: [\"P*\"], block_private_ips: false, require_https: false}";
     let rig = engine(&format!("  - {{name: iii-http-functions, config: {{{security}}}}}\n"));
     let runtime = Runtime::new().expect("a runtime");
     let url = format!("http://127.0.0.1:{port}/");
     let (mut socket, _) = runtime.block_on(connect_async(rig.url())).expect("connected");
-    let register =
-        json!({ "type": "registerfunction", "id": "out::ping", "invocation": { "url": url, "method": "POST" } });
+    let register = json!({ "type": "registerfunction", "id": "out::ping", "invocation": { "url": url, "method": "POST",
+            "auth": { "type": "bearer", "token_key": "PATH" } } });
     runtime.block_on(socket.send(Message::text(register.to_string()))).expect("sent");
     let answer = || rig.trigger("out::ping", &json!({}));
     until(&rig, "an answer", || (answer().ok()? == "pong").then_some(()));
@@ -108,6 +109,7 @@ fn functions_at_urls_obey_the_rules_of_config_yaml() {
         ("require_https: false", "require_https: true"),
         ("block_private_ips: false", "block_private_ips: true"),
         ("url_allowlist: []", "url_allowlist: [\"*.shop.test\"]"),
+        ("env_allowlist: [\"P*\"]", "env_allowlist: [\"SHOP_*\"]"),
     ] {
         edit(&rig, open, shut);
         until(&rig, shut, || answer().err());
