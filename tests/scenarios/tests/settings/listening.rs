@@ -7,8 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use engine_client::{Call, ErrorBody, FunctionSpec};
+use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use test_rig::{Rig, free_port};
+use tokio::runtime::Runtime;
+use tokio_tungstenite::connect_async;
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::{PATIENCE, Peer, engine, set, until};
 
@@ -161,4 +165,70 @@ fn streams_move_and_change_their_guard_and_their_store_at_once() {
     assert_eq!(store(&json!({ "store_method": "in_memory" })), Value::Null);
     assert_eq!(store(&elsewhere), "elsewhere");
     assert_eq!(store(&json!({ "store_method": "file_based" })), "usual");
+}
+
+#[test]
+fn streams_move_to_another_engine_at_once() {
+    let there = engine("  - {name: iii-pubsub}\n  - {name: iii-stream, config: {host: 127.0.0.1, port: 0}}\n");
+    let bridge = json!({ "name": "bridge", "config": { "bridge_url": there.url() } });
+    let bridged = |port: u16| {
+        let rig = engine(&format!("  - {{name: iii-stream, config: {{host: 127.0.0.1, port: {port}}}}}\n"));
+        set(&rig, "iii-stream", &json!({ "host": "127.0.0.1", "port": port, "adapter": bridge }));
+        rig
+    };
+    let port = free_port();
+    let (one, two) = (bridged(port), bridged(free_port()));
+    let item = json!({ "stream_name": "chat", "group_id": "room", "item_id": "a", "data": "hello" });
+    let _ = one.call("stream::set", &item);
+    assert_eq!(there.call("stream::get", &item), "hello");
+    // What one of them writes is told to the other's subscribers.
+    Runtime::new().expect("a runtime").block_on(async {
+        let (mut socket, _) = connect_async(format!("ws://127.0.0.1:{port}/")).await.expect("connected");
+        let join = json!({ "subscriptionId": "s", "streamName": "chat", "groupId": "room", "id": "a" });
+        socket.send(Message::text(json!({ "type": "join", "data": join }).to_string())).await.expect("sent");
+        let there_now = socket.next().await.expect("what is there").expect("a message");
+        assert!(there_now.to_text().is_ok_and(|text| text.contains("\"hello\"")), "{there_now:?}");
+        let _ = two.call("stream::delete", &item);
+        let event = tokio::time::timeout(PATIENCE, socket.next()).await.expect("in time");
+        let event = event.expect("an event").expect("a message");
+        assert!(event.to_text().is_ok_and(|text| text.contains("\"delete\"")), "{event:?}");
+    });
+}
+
+#[test]
+fn as_many_events_wait_for_a_slow_subscriber_as_settings_say_from_then_on() {
+    let port = free_port();
+    let rig = engine(&format!("  - {{name: iii-stream, config: {{host: 127.0.0.1, port: {port}}}}}\n"));
+    let peer = Peer::connect(&rig);
+    // More than sockets hold, and fewer than wait by default.
+    let (events, long) = (240, "x".repeat(30 * 1024));
+    let heard = || {
+        peer.runtime.block_on(async {
+            let (mut socket, _) = connect_async(format!("ws://127.0.0.1:{port}/")).await.expect("connected");
+            let join = json!({ "subscriptionId": "s", "streamName": "chat", "groupId": "room", "id": "none" });
+            let join = json!({ "type": "join", "data": join }).to_string();
+            socket.send(Message::text(join)).await.expect("sent");
+            let _ = socket.next().await.expect("what is there").expect("a message");
+            for number in 0..=events {
+                let data = if number == events { "last" } else { &long };
+                let event = json!({
+                    "stream_name": "chat", "group_id": "room", "id": "none", "type": "note", "data": data,
+                });
+                peer.client.call("stream::send", &event, PATIENCE).await.expect("sent");
+            }
+            let mut heard = 0;
+            while let Some(message) = socket.next().await {
+                if message.expect("a message").to_text().is_ok_and(|text| text.contains("\"last\"")) {
+                    break;
+                }
+                heard += 1;
+            }
+            heard
+        })
+    };
+    assert_eq!(heard(), events);
+    let kv = json!({ "name": "kv", "config": { "channel_size": 2 } });
+    set(&rig, "iii-stream", &json!({ "host": "127.0.0.1", "port": port, "adapter": kv }));
+    let left = heard();
+    assert!(left < events, "{left}");
 }
