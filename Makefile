@@ -30,11 +30,13 @@ test-kvm: setup-test
 	    III_OWN_KERNEL=$$own images/build-kit $(TARGET)/rig-kit $(INIT) $(TARGET)/debug/xtask
 	@tests/rig/guest-tests $(TARGET)/rig-kernel/vmlinux $(TARGET)/rig $(TARGET)/rig-kit $(DRIVER) $(TESTS)
 
-# A table, and the same as JSON in tests/bench/results.json. AREAS="boot bus" measures only these.
+# Two tables, and the same as JSON in tests/bench/results.json and tests/load/results.json. AREAS="boot fork" measures only
+# these of VMs, and leaves the engine's out.
 bench: setup-test build kit images
 	@III_KERNEL=debian images/build-kit $(TARGET)/debian-kit $(INIT) $(TARGET)/debug/xtask
 	@III_BIN_DIR=$(TARGET)/release III_BENCH_DEBIAN_KIT=$(TARGET)/debian-kit \
 	    cargo run --quiet --release -p bench -- --json tests/bench/results.json $(AREAS)
+	@[ -n "$(AREAS)" ] || $(MAKE) --no-print-directory load
 
 # The benches of VMs on a real /dev/kvm, in an emulated machine: for ratios, per DRIVER.
 bench-kvm: setup-test
@@ -45,10 +47,11 @@ bench-kvm: setup-test
 	    III_OWN_KERNEL=$$own images/build-kit $(TARGET)/rig-kit $(INIT) $(TARGET)/debug/xtask
 	@tests/rig/bench $(TARGET)/rig-kernel/vmlinux $(TARGET)/rig-bench $(TARGET)/rig-kit $(DRIVER) $(AREAS)
 
-# What the engine costs per operation, by its own accounting. CASES="calls idle" measures only these.
-load:
+# What the engine costs per operation, by its own accounting, beside its targets. CASES="calls idle" measures only these;
+# ARGS="--runs 3" takes medians.
+load: setup-test
 	cargo build --quiet --release -p engine -p load
-	@$(TARGET)/release/load --json tests/load/results.json $(CASES)
+	@$(TARGET)/release/load --json tests/load/results.json $(ARGS) $(CASES)
 
 # The checks that need no VM: format, lints, docs, tidy, licences (when cargo-deny is installed).
 check:
