@@ -66,7 +66,7 @@ const ARROWS: [(&str, &[&str]); 32] = [
 ];
 
 /// May depend on anything; nothing else may depend on them.
-const TESTS: [&str; 6] = ["bench", "conformance", "guest-tests", "load", "scenarios", "test-rig"];
+const TESTS: [&str; 7] = ["bench", "conformance", "fuzz", "guest-tests", "load", "scenarios", "test-rig"];
 
 /// Names that say nothing about what is inside.
 const EMPTY_NAMES: [&str; 5] = ["common", "helper", "helpers", "util", "utils"];

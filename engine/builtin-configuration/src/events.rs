@@ -1,11 +1,13 @@
 //! Who is told of changes: functions bound to the `configuration` trigger type.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use engine_builtin::{Binding, Engine, ErrorBody, Invocation, Trace, is_met};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tracing::warn;
 
 use crate::entry::{Entry, expand};
@@ -45,13 +47,27 @@ struct Bound {
     filter: Filter,
 }
 
+/// How long a function may take before the next one is told.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Events that are being told at once.
+const MAX_EVENTS: usize = 256;
+
 /// Bindings by their id.
-#[derive(Default)]
-pub(crate) struct Bindings(Mutex<BTreeMap<String, Bound>>);
+pub(crate) struct Bindings {
+    bound: Mutex<BTreeMap<String, Bound>>,
+    turns: Arc<Semaphore>,
+}
+
+impl Default for Bindings {
+    fn default() -> Self {
+        Self { bound: Mutex::default(), turns: Arc::new(Semaphore::new(MAX_EVENTS)) }
+    }
+}
 
 impl Bindings {
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Bound>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.bound.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// # Errors
@@ -92,10 +108,17 @@ impl Bindings {
         if bound.is_empty() {
             return;
         }
+        let Ok(turn) = Arc::clone(&self.turns).try_acquire_owned() else {
+            warn!(id = entry.id, "too many functions are being told of changes, these are not");
+            return;
+        };
         let engine = engine.clone();
         tokio::spawn(async move {
+            let _turn = turn;
             for Bound { function_id, filter } in bound {
-                match is_met(&engine, filter.condition_function_id.as_deref(), &data, &trace).await {
+                let asking = is_met(&engine, filter.condition_function_id.as_deref(), &data, &trace);
+                let slow = |_| Err(ErrorBody::new("TIMEOUT", "it does not answer"));
+                match tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(slow) {
                     Ok(true) => {}
                     Ok(false) => continue,
                     Err(error) => {
@@ -105,8 +128,12 @@ impl Bindings {
                 }
                 let invocation =
                     Invocation { function_id: function_id.clone(), data: data.clone(), trace: trace.clone() };
-                if let Err(error) = engine.call(invocation).await {
-                    warn!(function = function_id, %error, "a function bound to `configuration` failed");
+                match tokio::time::timeout(PATIENCE, engine.call(invocation)).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => {
+                        warn!(function = function_id, %error, "a function bound to `configuration` failed")
+                    }
+                    Err(_) => warn!(function = function_id, "a function bound to `configuration` does not answer"),
                 }
             }
         });

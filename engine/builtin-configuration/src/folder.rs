@@ -46,6 +46,11 @@ impl Folder {
     /// Replaces the entry's file; it is on disk when this returns.
     pub(crate) fn write(&self, entry: &Entry) -> io::Result<()> {
         let text = serde_saphyr::to_string(entry).map_err(io::Error::other)?;
+        // What could not be read again (nested too deep, say) would be gone at the next start.
+        let read = serde_saphyr::from_str::<Entry>(&text).map_err(io::Error::other)?;
+        if read != *entry {
+            return Err(io::Error::other("it cannot be written as YAML without a change"));
+        }
         let mut file = tempfile::Builder::new().prefix(".").tempfile_in(&self.path)?;
         file.write_all(text.as_bytes())?;
         file.as_file().sync_all()?;

@@ -26,6 +26,9 @@ pub const NAME: &str = "configuration";
 /// Entries at a time.
 const MAX_ENTRIES: usize = 4096;
 
+const DEFAULT_DIRECTORY: &str = "./data/configuration";
+const DEFAULT_BRIDGE_URL: &str = "ws://localhost:49134";
+
 const FUNCTIONS: [(&str, &str); 5] = [
     ("configuration::register", "Registers an entry: its schema, and a value if none is stored"),
     ("configuration::set", "Replaces an entry's value"),
@@ -49,15 +52,27 @@ enum Adapter {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 struct FsOptions {
     directory: PathBuf,
 }
 
+impl Default for FsOptions {
+    fn default() -> Self {
+        Self { directory: DEFAULT_DIRECTORY.into() }
+    }
+}
+
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 struct BridgeOptions {
     bridge_url: String,
+}
+
+impl Default for BridgeOptions {
+    fn default() -> Self {
+        Self { bridge_url: DEFAULT_BRIDGE_URL.into() }
+    }
 }
 
 /// What the settings of this worker look like.
@@ -70,11 +85,11 @@ pub fn schema() -> Value {
                 { "type": "object", "required": ["name"], "additionalProperties": false, "properties": {
                     "name": { "const": "fs" },
                     "config": { "type": "object", "additionalProperties": false, "properties": {
-                        "directory": { "type": "string", "default": "./data/configuration" } } } } },
+                        "directory": { "type": "string", "default": DEFAULT_DIRECTORY } } } } },
                 { "type": "object", "required": ["name"], "additionalProperties": false, "properties": {
                     "name": { "const": "bridge" },
                     "config": { "type": "object", "additionalProperties": false, "properties": {
-                        "bridge_url": { "type": "string", "default": "ws://localhost:49134" } } } } },
+                        "bridge_url": { "type": "string", "default": DEFAULT_BRIDGE_URL } } } } },
             ] },
             "ttl_seconds": { "type": "integer", "minimum": 0, "default": 0,
                 "description": "Deletes an entry this long after its last own trigger has gone; 0: never" },
@@ -147,12 +162,9 @@ pub async fn create(engine: Engine, settings: Settings) -> Result<Arc<Configurat
         serde_json::from_value(settings).map_err(|error| BuiltinError::Settings(error.to_string()))?;
     let options = options.unwrap_or_default();
     let kept = match options.adapter {
-        Some(Adapter::Bridge(options)) => {
-            let url = options.map_or_else(|| "ws://localhost:49134".to_owned(), |options| options.bridge_url);
-            Kept::Elsewhere(Remote::connect(url))
-        }
-        Some(Adapter::Fs(None)) | None => here("./data/configuration".into())?,
-        Some(Adapter::Fs(Some(options))) => here(options.directory)?,
+        Some(Adapter::Bridge(options)) => Kept::Elsewhere(Remote::connect(options.unwrap_or_default().bridge_url)),
+        Some(Adapter::Fs(options)) => here(options.unwrap_or_default().directory)?,
+        None => here(FsOptions::default().directory)?,
     };
     Ok(Arc::new_cyclic(|me| Configuration {
         me: me.clone(),
@@ -343,7 +355,9 @@ impl Configuration {
     }
 
     fn expire(&self, here: &Here, id: &str) {
-        if self.bindings.has_own(id) {
+        let internal =
+            here.entry(id).is_ok_and(|entry| entry.metadata.is_some_and(|metadata| metadata["internal"] == true));
+        if internal || self.bindings.has_own(id) {
             return;
         }
         let mut entries = here.lock();
@@ -450,6 +464,9 @@ impl Builtin for Configuration {
     fn unbind(&self, _: &str, id: &str) {
         let Some(entry) = self.bindings.unbind(id) else { return };
         let (Kept::Here(here), Some(me), false) = (&self.kept, self.me.upgrade(), self.ttl.is_zero()) else { return };
+        if here.entry(&entry).is_err() {
+            return;
+        }
         let expiring = self.stop.child_token();
         here.expiring.lock().unwrap_or_else(PoisonError::into_inner).insert(entry.clone(), expiring.clone());
         tokio::spawn(async move {
@@ -463,6 +480,7 @@ impl Builtin for Configuration {
     fn start(&self) -> BoxFuture<'_, Result<(), BuiltinError>> {
         Box::pin(async {
             let Some(me) = self.me.upgrade() else { return Ok(()) };
+            let following = self.me.clone();
             match &self.kept {
                 Kept::Here(here) => {
                     let (watcher, mut settled) = here
@@ -479,6 +497,7 @@ impl Builtin for Configuration {
                     });
                 }
                 Kept::Elsewhere(remote) => remote.follow(move |event| {
+                    let Some(me) = following.upgrade().filter(|me| !me.stop.is_cancelled()) else { return };
                     let kind = serde_json::from_value::<Change>(event["event_type"].clone());
                     let (Ok(change), Ok(entry)) = (kind, serde_json::from_value::<Entry>(event.clone())) else {
                         return;

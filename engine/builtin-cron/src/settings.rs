@@ -142,7 +142,7 @@ mod tests {
             json!({}),
             json!({ "adapter": null }),
             json!({ "adapter": { "name": "kv" } }),
-            json!({ "adapter": { "name": "kv", "config": { "lock_ttl_ms": 5, "lock_index": "x", "store_method": "file_based" } } }),
+            json!({ "adapter": { "name": "kv", "config": { "lock_ttl_ms": 5, "lock_index": "x", "store_method": "file_based", "file_path": "./x", "save_interval_ms": 100 } } }),
         ] {
             assert_eq!(adapter(settings).expect("settings"), Adapter::Kv);
         }

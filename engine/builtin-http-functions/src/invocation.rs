@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use engine_builtin::ErrorBody;
+use globset::GlobSet;
 use hmac::{Hmac, KeyInit, Mac};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Url};
@@ -95,7 +96,8 @@ impl Signature {
 }
 
 impl Target {
-    pub(crate) fn read(invocation: &RawValue) -> Result<Self, ErrorBody> {
+    /// `variables` are those of the environment that may be named.
+    pub(crate) fn read(invocation: &RawValue, variables: &GlobSet) -> Result<Self, ErrorBody> {
         let wire: Wire = serde_json::from_str(invocation.get()).map_err(|error| malformed(&error.to_string()))?;
         let url = Url::parse(&wire.url)
             .map_err(|error| UrlRefused::Malformed { url: wire.url.clone(), reason: error.to_string() })?;
@@ -107,6 +109,7 @@ impl Target {
             })?;
             headers.insert(name, value);
         }
+        let variable = |name: &str, code| variable(name, code, variables);
         let mut signature = None;
         match wire.auth {
             None => {}
@@ -151,7 +154,12 @@ fn header_name(name: &str) -> Result<HeaderName, ErrorBody> {
     Ok(name)
 }
 
-fn variable(name: &str, code: &str) -> Result<String, ErrorBody> {
+fn variable(name: &str, code: &str, allowed: &GlobSet) -> Result<String, ErrorBody> {
+    // Whether it is set is nobody's business who may not read it.
+    if !allowed.is_match(name) {
+        let message = format!("environment variable `{name}` is not on `security.env_allowlist`");
+        return Err(ErrorBody::new(code, message));
+    }
     env::var(name)
         .ok()
         .filter(|value| !value.is_empty())
@@ -168,13 +176,21 @@ fn secret(value: &str, name: &str, code: &str) -> Result<HeaderValue, ErrorBody>
 
 #[cfg(test)]
 mod tests {
+    use globset::Glob;
+    use serde_json::json;
+
     use super::*;
 
     /// Set by cargo for every test.
     const VARIABLE: &str = "CARGO_PKG_NAME";
 
     fn read(text: &str) -> Result<Target, ErrorBody> {
-        Target::read(&RawValue::from_string(text.to_owned()).expect("JSON"))
+        read_with(text, "*")
+    }
+
+    fn read_with(text: &str, allowed: &str) -> Result<Target, ErrorBody> {
+        let variables = GlobSet::builder().add(Glob::new(allowed).expect("a pattern")).build().expect("patterns");
+        Target::read(&RawValue::from_string(text.to_owned()).expect("JSON"), &variables)
     }
 
     #[test]
@@ -201,6 +217,25 @@ mod tests {
             let error = read(&format!(r#"{{"url":"https://a.test/","auth":{auth}}}"#)).expect_err("refused");
             assert_eq!(error.code, code);
             assert!(error.message.contains("III_NO_SUCH"), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn a_variable_that_is_not_allowed_is_refused_whether_it_is_set_or_not() {
+        for variable in [VARIABLE, "III_NO_SUCH"] {
+            for (auth, code) in [
+                (json!({"type": "bearer", "token_key": variable}), "token_not_found"),
+                (json!({"type": "api_key", "header": "X-Key", "value_key": variable}), "api_key_not_found"),
+                (json!({"type": "hmac", "secret_key": variable}), "secret_not_found"),
+            ] {
+                let invocation = json!({"url": "https://a.test/", "auth": auth}).to_string();
+                for allowed in ["SHOP_*", "cargo_pkg_name", "CARGO_PKG"] {
+                    let error = read_with(&invocation, allowed).expect_err("refused");
+                    let message = format!("environment variable `{variable}` is not on `security.env_allowlist`");
+                    assert_eq!((error.code.as_str(), error.message), (code, message));
+                }
+                assert_eq!(read_with(&invocation, "CARGO_*").is_ok(), variable == VARIABLE);
+            }
         }
     }
 

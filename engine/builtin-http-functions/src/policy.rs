@@ -1,4 +1,4 @@
-//! Which URLs may be called, and the resolver that sees to it that nothing else is connected to.
+//! Which URLs may be called with which secrets, and the resolver that sees to it that nothing else is connected to.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -54,6 +54,8 @@ impl From<UrlRefused> for ErrorBody {
 #[derive(Clone)]
 pub(crate) struct Policy {
     pub(crate) allowed: GlobSet,
+    /// Of the environment.
+    pub(crate) variables: GlobSet,
     pub(crate) block_private: bool,
     pub(crate) require_https: bool,
     pub(crate) lookup: Lookup,

@@ -1,7 +1,7 @@
 //! The worker's settings.
 
 use engine_builtin::{BuiltinError, Settings};
-use globset::{GlobBuilder, GlobSetBuilder};
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -17,13 +17,19 @@ struct Block {
 #[serde(deny_unknown_fields, default)]
 struct Security {
     url_allowlist: Vec<String>,
+    env_allowlist: Vec<String>,
     block_private_ips: bool,
     require_https: bool,
 }
 
 impl Default for Security {
     fn default() -> Self {
-        Self { url_allowlist: Vec::new(), block_private_ips: true, require_https: true }
+        Self {
+            url_allowlist: Vec::new(),
+            env_allowlist: vec!["*".into()],
+            block_private_ips: true,
+            require_https: true,
+        }
     }
 }
 
@@ -36,17 +42,23 @@ pub(crate) fn policy(settings: Settings) -> Result<Policy, BuiltinError> {
     if security.url_allowlist.is_empty() {
         security.url_allowlist.push("*".into());
     }
-    let bad = |error: globset::Error| BuiltinError::Settings(format!("security.url_allowlist: {error}"));
-    let mut allowed = GlobSetBuilder::new();
-    for pattern in &security.url_allowlist {
-        allowed.add(GlobBuilder::new(pattern).case_insensitive(true).build().map_err(bad)?);
-    }
     Ok(Policy {
-        allowed: allowed.build().map_err(bad)?,
+        // Hosts have no case; names of variables have.
+        allowed: globs("url_allowlist", &security.url_allowlist, true)?,
+        variables: globs("env_allowlist", &security.env_allowlist, false)?,
         block_private: security.block_private_ips,
         require_https: security.require_https,
         lookup: system_lookup(),
     })
+}
+
+fn globs(setting: &str, patterns: &[String], ignores_case: bool) -> Result<GlobSet, BuiltinError> {
+    let bad = |error: globset::Error| BuiltinError::Settings(format!("security.{setting}: {error}"));
+    let mut globs = GlobSetBuilder::new();
+    for pattern in patterns {
+        globs.add(GlobBuilder::new(pattern).case_insensitive(ignores_case).build().map_err(bad)?);
+    }
+    globs.build().map_err(bad)
 }
 
 /// What the settings look like.
@@ -58,7 +70,7 @@ pub fn schema() -> Value {
         "properties": {
             "security": {
                 "type": "object",
-                "description": "Which URLs functions may have. Checked when a function is registered, and at each call.",
+                "description": "Which URLs functions may have, and which secrets. Checked when a function is registered; its URL at each call, too.",
                 "additionalProperties": false,
                 "properties": {
                     "url_allowlist": {
@@ -66,6 +78,12 @@ pub fn schema() -> Value {
                         "items": { "type": "string" },
                         "default": ["*"],
                         "description": "Hosts that may be called, with `*` and `?`. An empty list allows every host."
+                    },
+                    "env_allowlist": {
+                        "type": "array",
+                        "items": { "type": "string" },
+                        "default": ["*"],
+                        "description": "Environment variables of the engine that `auth` may name, with `*` and `?`; case matters. By default every variable can be read by whoever registers a function, who has it sent to a URL of their own: list what is meant for that. An empty list allows none."
                     },
                     "block_private_ips": {
                         "type": "boolean",
@@ -94,7 +112,9 @@ mod tests {
         for (settings, why) in [
             (json!({ "secruity": {} }), "secruity"),
             (json!({ "security": { "require_https": "maybe" } }), "maybe"),
-            (json!({ "security": { "url_allowlist": ["[a"] } }), "[a"),
+            (json!({ "security": { "url_allowlist": ["[a"] } }), "url_allowlist"),
+            (json!({ "security": { "env_allowlist": ["[a"] } }), "env_allowlist"),
+            (json!({ "security": { "env_allowlist": "A" } }), "\"A\""),
         ] {
             let error = policy(settings).err().expect("bad settings").to_string();
             assert!(error.contains(why), "{error}");

@@ -51,7 +51,7 @@ impl HttpFunctions {
     /// `deserialization_error`, `url_validation_failed`, `secret_not_found`, `token_not_found` or `api_key_not_found`;
     /// the registration is to be logged and dropped.
     pub async fn check(&self, function_id: &str, invocation: &RawValue) -> Result<HttpFunction, ErrorBody> {
-        let target = Target::read(invocation)?;
+        let target = Target::read(invocation, &self.policy.variables)?;
         self.policy.check(&target.url)?;
         if is_name(&target.url) {
             self.policy.resolve(&host_of(&target.url)).await?;

@@ -48,7 +48,9 @@ struct Place {
     wanted: Address,
     /// For the start, if `wanted` cannot be had.
     fallback: Option<Address>,
-    /// None before the start and after the end.
+    /// From the start to the end.
+    is_open: bool,
+    /// None while it is not open, and where neither a new address nor the old one could be had.
     listening: Option<Listening>,
     /// Connections of addresses that were left, each in its last request.
     leaving: Vec<JoinSet<()>>,
@@ -64,13 +66,20 @@ impl Http {
         let settings = HttpSettings::new(settings)?;
         let fallback =
             declared.and_then(|declared| HttpSettings::new(declared).ok()).map(|declared| declared.address());
-        let place = Place { wanted: settings.address(), fallback, listening: None, leaving: Vec::new() };
+        let place =
+            Place { wanted: settings.address(), fallback, is_open: false, listening: None, leaving: Vec::new() };
         Ok(Arc::new(Self { shared: Arc::new(Shared::new(engine, &settings)), place: Mutex::new(place) }))
     }
 
     /// Where it listens, while it does.
     pub async fn address(&self) -> Option<SocketAddr> {
         self.place.lock().await.listening.as_ref().map(|listening| listening.address)
+    }
+
+    /// As after a move that failed and could not be taken back.
+    #[cfg(test)]
+    pub(crate) async fn lose_its_address(&self) {
+        self.place.lock().await.leave().await;
     }
 
     fn routes(&self) -> RwLockWriteGuard<'_, Routes> {
@@ -190,7 +199,9 @@ impl Builtin for Http {
         async {
             let mut place = self.place.lock().await;
             let listener = place.wanted.bind_or(place.fallback.as_ref()).await?;
-            place.listen(listener, &self.shared)
+            place.listen(listener, &self.shared)?;
+            place.is_open = true;
+            Ok(())
         }
         .boxed()
     }
@@ -200,12 +211,11 @@ impl Builtin for Http {
             let settings = HttpSettings::new(settings)?;
             let mut place = self.place.lock().await;
             let address = settings.address();
-            if place.wanted != address {
-                if place.listening.is_some() {
-                    place.move_to(&address, &self.shared).await?;
-                }
-                place.wanted = address;
+            let is_there = place.wanted == address && place.listening.is_some();
+            if place.is_open && !is_there {
+                place.move_to(&address, &self.shared).await?;
             }
+            place.wanted = address;
             self.shared.apply(&settings);
             Ok(())
         }
@@ -215,6 +225,7 @@ impl Builtin for Http {
     fn stop(&self) -> BoxFuture<'_, ()> {
         async {
             let mut place = self.place.lock().await;
+            place.is_open = false;
             place.leave().await;
             let leaving = std::mem::take(&mut place.leaving);
             let ended = async {

@@ -98,6 +98,31 @@ pub(crate) fn object(attributes: &Attributes) -> Map<String, Value> {
     attributes.iter().map(|(key, value)| (key.clone(), value.json())).collect()
 }
 
+/// About what attributes take in memory.
+pub(crate) fn weight(attributes: &Attributes) -> usize {
+    use AttributeValue as A;
+    fn of(value: &A) -> usize {
+        match value {
+            A::Text(text) | A::Bytes(text) => text.len(),
+            A::List(values) => values.iter().map(|value| size_of::<A>() + of(value)).sum(),
+            A::Map(entries) => weight(entries),
+            A::Empty | A::Bool(_) | A::Int(_) | A::Double(_) => 0,
+        }
+    }
+    attributes.iter().map(|(key, value)| ENTRY_BYTES + key.len() + of(value)).sum()
+}
+
+/// Where something comes from, and what made it. Counted in full with every item: how many share them, and for how
+/// long, nobody knows, and the last of them keeps the whole.
+pub(crate) fn origin_weight(resource: &Resource, scope: &Scope) -> usize {
+    size_of::<Resource>()
+        + resource.service_name.len()
+        + weight(&resource.attributes)
+        + size_of::<Scope>()
+        + scope.name.len()
+        + scope.version.len()
+}
+
 pub(crate) fn find<'a>(attributes: &'a Attributes, name: &str) -> Option<&'a AttributeValue> {
     attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value)
 }
@@ -111,10 +136,6 @@ pub(crate) struct Budget {
 impl Budget {
     pub(crate) fn new() -> Self {
         Self { left: MAX_ITEM_BYTES }
-    }
-
-    pub(crate) fn spent(&self) -> usize {
-        MAX_ITEM_BYTES - self.left
     }
 
     /// As much of `text` as there is room for.

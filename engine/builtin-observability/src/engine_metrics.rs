@@ -43,7 +43,6 @@ pub(crate) fn sampled(
         }],
         resource: Arc::clone(resource),
         scope: Arc::default(),
-        weight: name.len(),
     };
     named(stats).into_iter().map(metric).collect()
 }

@@ -178,6 +178,8 @@ impl State {
         let from = request.start_time.map(millis_to_nanos).transpose()?.unwrap_or(0);
         let to = request.end_time.map(millis_to_nanos).transpose()?.unwrap_or(u64::MAX);
         let named = |name: &str| request.metric_name.as_ref().is_none_or(|wanted| wanted == name);
+        // Before any lock: the engine has one of its own, under which it asks us for gauges.
+        let engine_metrics = engine_metrics::json(&self.engine.stats());
         let mut metrics = self.metrics();
         metrics.expire(now);
         let shown: Vec<Value> = metrics
@@ -186,7 +188,7 @@ impl State {
             .filter_map(|metric| metric.json(|point| (from..=to).contains(&point.time_unix_nano)))
             .collect();
         let mut answer = json!({
-            "engine_metrics": engine_metrics::json(&self.engine.stats()),
+            "engine_metrics": engine_metrics,
             "sdk_metrics": shown,
             "timestamp": nanos_to_millis(now),
         });

@@ -13,6 +13,9 @@ use crate::wire;
 const MAX_FRAMES: usize = 1024;
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 
+/// As collectors have it. Longer ones are dropped.
+const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
+
 /// Longer ones are read where they keep no other task waiting.
 const LONG_FRAME_BYTES: usize = 64 * 1024;
 
@@ -23,6 +26,8 @@ const PREFIX_BYTES: usize = 4;
 pub enum IngestError {
     #[error("frame starts with none of `OTLP`, `MTRC` and `LOGS`")]
     UnknownPrefix,
+    #[error("frame has {bytes} bytes, and may have {MAX_FRAME_BYTES}; frame dropped")]
+    TooLong { bytes: usize },
     #[error("telemetry queue is full; frame dropped")]
     Full,
 }
@@ -32,7 +37,7 @@ pub enum IngestError {
 pub(crate) enum FrameError {
     #[error("telemetry frame is no UTF-8")]
     Text(#[from] std::str::Utf8Error),
-    #[error("telemetry frame is no OTLP/JSON")]
+    #[error("telemetry frame is no OTLP/JSON that we take")]
     Json(#[from] serde_json::Error),
 }
 
@@ -107,12 +112,14 @@ impl Frames {
 
     /// Never waits: what does not fit is dropped, and counted.
     pub(crate) fn push(&self, frame: &[u8]) -> Result<(), IngestError> {
+        if frame.len() > MAX_FRAME_BYTES {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            return Err(IngestError::TooLong { bytes: frame.len() });
+        }
         let frame = Frame::take(frame)?;
         let weight = frame.json.len();
         let before = self.bytes.fetch_add(weight, Ordering::Relaxed);
-        // One that is larger than the queue passes alone.
-        let fits = before == 0 || before + weight <= MAX_BYTES;
-        if fits && self.sender.try_send(frame).is_ok() {
+        if before + weight <= MAX_BYTES && self.sender.try_send(frame).is_ok() {
             return Ok(());
         }
         self.bytes.fetch_sub(weight, Ordering::Relaxed);
@@ -268,12 +275,45 @@ mod tests {
             let frame = receiver.recv().await.expect("a frame");
             frames.read(frame, 0).await.expect("spans");
         }
-        let large = [b"OTLP[".as_slice(), &vec![b' '; MAX_BYTES + 1]].concat();
-        frames.push(&large).expect("alone in the queue");
-        assert_eq!(frames.push(b"OTLP{}"), Err(IngestError::Full));
+        let longest = [b"OTLP".as_slice(), &vec![b'['; MAX_FRAME_BYTES - PREFIX_BYTES]].concat();
+        (0..MAX_BYTES / longest.len()).for_each(|_| frames.push(&longest).expect("room"));
+        assert_eq!(frames.push(&longest), Err(IngestError::Full));
         let frame = receiver.recv().await.expect("a frame");
         frames.read(frame, 0).await.expect_err("no JSON");
-        assert_eq!((frames.malformed(), frames.push(b"OTLP{}")), (1, Ok(())));
+        assert_eq!((frames.malformed(), frames.dropped(), frames.push(&longest)), (1, 2, Ok(())));
+    }
+
+    #[test]
+    fn a_frame_that_is_too_long_is_dropped_and_counted() {
+        let frames = Frames::new();
+        let bytes = MAX_FRAME_BYTES + 1;
+        assert_eq!(frames.push(&vec![b' '; bytes]), Err(IngestError::TooLong { bytes }));
+        assert_eq!(frames.dropped(), 1);
+    }
+
+    #[test]
+    fn what_is_too_much_is_refused_before_it_takes_memory() {
+        // One over the limit, in lists of lists of empty things: the outermost has one, and that has one.
+        let bombs = [
+            (
+                b"OTLP",
+                format!(
+                    "{{\"resourceSpans\":[{{\"scopeSpans\":[{{\"spans\":[{}]}}]}}]}}",
+                    empty(wire::MAX_ELEMENTS - 1)
+                ),
+            ),
+            (b"LOGS", format!("{{\"resourceLogs\":[{}]}}", empty(wire::MAX_ELEMENTS + 1))),
+            (b"MTRC", format!("{{\"unknown\":{{\"deep\":[[{}]]}}}}", empty(wire::MAX_ELEMENTS))),
+        ];
+        for (prefix, bomb) in bombs {
+            let Err(FrameError::Json(error)) = read(prefix, &bomb) else { panic!("it was read") };
+            assert!(error.to_string().contains("more than 65536 elements"), "{error}");
+        }
+        assert!(read(b"LOGS", &format!("{{\"resourceLogs\":[{}]}}", empty(wire::MAX_ELEMENTS))).is_ok());
+    }
+
+    fn empty(count: usize) -> String {
+        vec!["{}"; count].join(",")
     }
 
     fn any_json() -> impl Strategy<Value = Value> {

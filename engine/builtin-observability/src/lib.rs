@@ -14,6 +14,7 @@
 //! - Nothing an SDK sends makes its connection wait: a frame is queued, or dropped and counted.
 //! - What is kept is bounded by number, by bytes per item and in all, and where it ages by time.
 //! - What our own handlers and feeds cause in traces and logs makes us call nobody again.
+//! - The engine is called with no lock of ours held: under its own, it asks us for gauges and binds triggers.
 //! - An item leaves an export queue when the collector has answered for it.
 
 mod activity;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::attribute::{AttributeValue, Attributes, Resource, Scope, object};
+use crate::attribute::{AttributeValue, Attributes, Resource, Scope, object, origin_weight, weight};
 
 /// OTLP's severity: a number of 1 to 24, and what its maker calls it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,8 +103,16 @@ impl LogRecord {
         self
     }
 
+    /// About what it takes in memory.
     pub(crate) fn weight(&self) -> usize {
-        size_of::<Self>() + self.body.len() + crate::span::weight(&self.attributes)
+        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        size_of::<Self>()
+            + self.severity.text.len()
+            + self.body.len()
+            + length(&self.trace_id)
+            + length(&self.span_id)
+            + weight(&self.attributes)
+            + origin_weight(&self.resource, &self.scope)
     }
 
     /// The stored shape; what is not known is `null` or, of what is optional, missing.

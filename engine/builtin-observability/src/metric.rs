@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use crate::attribute::{Attributes, Resource, Scope, object};
+use crate::attribute::{Attributes, Resource, Scope, object, origin_weight, weight};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -32,6 +32,13 @@ pub(crate) struct Distribution {
     /// One more than `bounds`, or none.
     pub(crate) buckets: Vec<u64>,
     pub(crate) bounds: Vec<f64>,
+}
+
+impl Distribution {
+    /// What it takes in memory besides itself.
+    pub(crate) fn buckets_weight(&self) -> usize {
+        size_of_val(&*self.buckets) + size_of_val(&*self.bounds)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -69,13 +76,28 @@ pub(crate) struct Metric {
     pub(crate) points: Vec<Point>,
     pub(crate) resource: Arc<Resource>,
     pub(crate) scope: Arc<Scope>,
-    /// About what it takes in memory.
-    pub(crate) weight: usize,
 }
 
 impl Metric {
     pub(crate) fn service_name(&self) -> &str {
         &self.resource.service_name
+    }
+
+    /// About what it takes in memory.
+    pub(crate) fn weight(&self) -> usize {
+        let point = |point: &Point| {
+            let buckets = match &point.value {
+                PointValue::Distribution(distribution) => distribution.buckets_weight(),
+                PointValue::Int(_) | PointValue::Double(_) => 0,
+            };
+            size_of::<Point>() + weight(&point.attributes) + buckets
+        };
+        size_of::<Self>()
+            + self.name.len()
+            + self.description.len()
+            + self.unit.len()
+            + self.points.iter().map(point).sum::<usize>()
+            + origin_weight(&self.resource, &self.scope)
     }
 
     /// One entry of `sdk_metrics`, with the points that `wanted` lets through; none when that is none of them.

@@ -32,7 +32,7 @@ impl MetricStore {
 
     pub(crate) fn push(&mut self, now_unix_nano: u64, metric: Arc<Metric>) {
         self.rollups.add(now_unix_nano, &metric);
-        let weight = metric.weight + size_of::<Metric>();
+        let weight = metric.weight();
         self.ring.push(now_unix_nano, metric, weight);
     }
 
@@ -237,7 +237,6 @@ mod tests {
             points: points.iter().map(point).collect(),
             resource: Arc::default(),
             scope: Arc::default(),
-            weight: 0,
         })
     }
 

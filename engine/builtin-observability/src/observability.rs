@@ -1,5 +1,6 @@
 //! The worker: what it starts, what settings change, what ends with it.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -160,28 +161,50 @@ impl Observability {
         &self.state
     }
 
-    /// Listens where the settings say; an address that is in use is a warning, and what listened before stays.
+    /// Listens where the settings say, unless it does; an address that cannot be had is a warning, what listened before
+    /// stays, and the next settings try again.
     async fn listen(&self, settings: &Settings) {
         let mut server = self.prometheus.lock().await;
         let wanted = settings.prometheus.filter(|_| settings.enabled);
-        let next = match wanted {
-            Some(address) => {
-                let state = Arc::clone(&self.state);
-                let page: Page = Arc::new(move || state.prometheus_page());
-                match PrometheusServer::bind(address, page).await {
-                    Ok(next) => Some(next),
-                    Err(error) => {
-                        tracing::warn!(%address, %error, "Prometheus endpoint cannot listen");
-                        return;
-                    }
+        if server.as_ref().map(PrometheusServer::asked) == wanted {
+            return;
+        }
+        match wanted {
+            Some(address) => self.move_to(address, &mut server).await,
+            None => replace(&mut server, None).await,
+        }
+        *lock(&self.address) = server.as_ref().map(PrometheusServer::address);
+    }
+
+    /// Binds the new address before the old one is left. On one port that may be impossible, `0.0.0.0` holds it for every
+    /// host: then the old one is left for a moment, and taken again if the new one fails.
+    async fn move_to(&self, address: SocketAddr, server: &mut Option<PrometheusServer>) {
+        let old = server.as_ref().map(PrometheusServer::address);
+        let error = match self.bind_prometheus(address).await {
+            Ok(next) => return replace(server, Some(next)).await,
+            Err(error) => error,
+        };
+        let in_our_way = error.kind() == io::ErrorKind::AddrInUse;
+        let Some(old) = old.filter(|old| in_our_way && old.port() == address.port()) else {
+            return tracing::warn!(%address, %error, "Prometheus endpoint cannot listen");
+        };
+        replace(server, None).await;
+        match self.bind_prometheus(address).await {
+            Ok(next) => *server = Some(next),
+            Err(error) => {
+                tracing::warn!(%address, %error, "Prometheus endpoint cannot listen");
+                match self.bind_prometheus(old).await {
+                    Ok(again) => *server = Some(again),
+                    Err(error) => tracing::warn!(address = %old, %error, "Prometheus endpoint cannot listen again"),
                 }
             }
-            None => None,
-        };
-        *lock(&self.address) = next.as_ref().map(PrometheusServer::address);
-        if let Some(old) = std::mem::replace(&mut *server, next) {
-            old.stop().await;
         }
+    }
+
+    async fn bind_prometheus(&self, address: SocketAddr) -> io::Result<PrometheusServer> {
+        let state = Arc::clone(&self.state);
+        let page: Page = Arc::new(move || state.prometheus_page());
+        PrometheusServer::bind(address, page).await
     }
 
     fn raise(&self, raised: Vec<Raised>) {
@@ -203,8 +226,7 @@ impl Observability {
         let batching = |settings: &Settings| {
             (settings.logs_exporter, settings.logs_enabled, settings.logs_batch_size, settings.logs_flush_interval_ms)
         };
-        let (new_logs, new_address) =
-            (batching(&settings) != batching(&before), settings.prometheus != before.prometheus);
+        let new_logs = batching(&settings) != batching(&before);
         self.state.apply(time::now(), settings.clone());
         if new_logs {
             let next = logs_exporter(&settings, self.roots);
@@ -216,10 +238,14 @@ impl Observability {
                 self.state.count_dropped(old.queue().dropped());
             }
         }
-        if new_address {
-            self.listen(&settings).await;
-        }
+        self.listen(&settings).await;
         Ok(())
+    }
+}
+
+async fn replace(server: &mut Option<PrometheusServer>, next: Option<PrometheusServer>) {
+    if let Some(old) = std::mem::replace(server, next) {
+        old.stop().await;
     }
 }
 

@@ -259,7 +259,6 @@ mod tests {
             }],
             resource: Arc::new(Resource { service_name: "shop".into(), attributes: Vec::new() }),
             scope: Arc::default(),
-            weight: 0,
         }
     }
 

@@ -30,6 +30,7 @@ pub(crate) type Page = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// A listener and its connections. None of them is left when `stop` returns.
 pub(crate) struct PrometheusServer {
+    asked: SocketAddr,
     address: SocketAddr,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -41,10 +42,15 @@ impl PrometheusServer {
     pub(crate) async fn bind(address: SocketAddr, page: Page) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let server = Self { address: listener.local_addr()?, stop: stop.clone(), tasks };
+        let server = Self { asked: address, address: listener.local_addr()?, stop: stop.clone(), tasks };
         server.tasks.spawn(serve(listener, page, stop));
         server.tasks.close();
         Ok(server)
+    }
+
+    /// As the settings have it.
+    pub(crate) fn asked(&self) -> SocketAddr {
+        self.asked
     }
 
     /// With the port that is really used.

@@ -8,8 +8,9 @@ use crate::attribute::object;
 use crate::metric::{Distribution, Kind, Metric, Point, PointValue, distribution_json};
 use crate::time::NANOS_PER_SECOND;
 
-/// Entries of all levels together; the oldest go.
+/// Entries of all levels together, and what they weigh; the oldest go.
 const MAX_ENTRIES: usize = 20_000;
+const MAX_BYTES: usize = 32 * 1024 * 1024;
 
 /// What of each level is kept, in buckets.
 const KEPT_BUCKETS: u64 = 180;
@@ -57,16 +58,35 @@ struct Key {
     attributes: String,
 }
 
+impl Key {
+    /// About what it takes in memory.
+    fn weight(&self) -> usize {
+        size_of::<Self>() + self.name.len() + self.service.len() + self.attributes.len()
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 enum Summary {
     Numbers { count: u64, sum: f64, min: f64, max: f64, last: f64 },
     Distribution(Distribution),
 }
 
-/// The rollups of everything that arrived, bounded by time and number.
+impl Summary {
+    /// About what it takes in memory.
+    fn weight(&self) -> usize {
+        let buckets = match self {
+            Self::Numbers { .. } => 0,
+            Self::Distribution(distribution) => distribution.buckets_weight(),
+        };
+        size_of::<Self>() + buckets
+    }
+}
+
+/// The rollups of everything that arrived, bounded by time, number and bytes.
 #[derive(Default)]
 pub(crate) struct Rollups {
     entries: BTreeMap<Key, Summary>,
+    bytes: usize,
 }
 
 /// Which rollups are asked for.
@@ -95,9 +115,18 @@ impl Rollups {
                     attributes: Value::Object(object(&point.attributes)).to_string(),
                 };
                 match self.entries.get_mut(&key) {
-                    Some(summary) => merge(summary, point, metric.kind),
-                    None => drop(self.entries.insert(key, first(point))),
+                    Some(summary) => {
+                        let before = summary.weight();
+                        merge(summary, point, metric.kind);
+                        self.bytes = self.bytes - before + summary.weight();
+                    }
+                    None => {
+                        let summary = first(point);
+                        self.bytes += key.weight() + summary.weight();
+                        self.entries.insert(key, summary);
+                    }
                 }
+                self.shrink();
             }
         }
         self.expire(now_unix_nano);
@@ -107,10 +136,20 @@ impl Rollups {
         let oldest = |level: Level| now_unix_nano.saturating_sub(KEPT_BUCKETS * level.nanos());
         // Keys are in the order of time: below the shortest level's bound lies all that may be too old.
         if self.entries.first_key_value().is_some_and(|(key, _)| key.start_unix_nano < oldest(key.level)) {
-            self.entries.retain(|key, _| key.start_unix_nano >= oldest(key.level));
+            self.entries.retain(|key, summary| {
+                let stays = key.start_unix_nano >= oldest(key.level);
+                if !stays {
+                    self.bytes -= key.weight() + summary.weight();
+                }
+                stays
+            });
         }
-        while self.entries.len() > MAX_ENTRIES {
-            self.entries.pop_first();
+    }
+
+    fn shrink(&mut self) {
+        while self.entries.len() > MAX_ENTRIES || self.bytes > MAX_BYTES {
+            let Some((key, summary)) = self.entries.pop_first() else { return };
+            self.bytes -= key.weight() + summary.weight();
         }
     }
 
@@ -219,7 +258,6 @@ mod tests {
             points: vec![Point { attributes: Vec::new(), start_unix_nano: 0, time_unix_nano, value }],
             resource: Arc::default(),
             scope: Arc::default(),
-            weight: 0,
         }
     }
 
@@ -302,5 +340,38 @@ mod tests {
             rollups.add(MINUTE, &metric);
         }
         assert_eq!(rollups.entries.len(), MAX_ENTRIES);
+    }
+
+    fn weighed(rollups: &Rollups) -> usize {
+        rollups.entries.iter().map(|(key, summary)| key.weight() + summary.weight()).sum()
+    }
+
+    #[test]
+    fn bytes_are_bounded_and_counted_as_entries_come_change_and_go() {
+        let mut rollups = Rollups::default();
+        for minute in 1..200 {
+            let mut metric = metric(Kind::Gauge, minute * MINUTE, PointValue::Int(1));
+            metric.points[0].attributes.push(("x".into(), AttributeValue::Text("y".repeat(MAX_BYTES / 100))));
+            rollups.add(minute * MINUTE, &metric);
+            assert!(rollups.bytes <= MAX_BYTES, "{}", rollups.bytes);
+        }
+        assert!(rollups.entries.len() > 10, "{}", rollups.entries.len());
+        assert_eq!(rollups.bytes, weighed(&rollups));
+        let buckets = |count| Distribution {
+            count: 1,
+            sum: None,
+            min: None,
+            max: None,
+            buckets: vec![0; count],
+            bounds: Vec::new(),
+        };
+        let now = 200 * MINUTE;
+        for count in [10, 1000, 0] {
+            let value = PointValue::Distribution(buckets(count));
+            rollups.add(now, &metric(Kind::Histogram { cumulative: true }, now, value));
+            assert_eq!(rollups.bytes, weighed(&rollups));
+        }
+        rollups.expire(now + 2 * KEPT_BUCKETS * 60 * MINUTE);
+        assert_eq!((rollups.entries.len(), rollups.bytes), (0, 0));
     }
 }

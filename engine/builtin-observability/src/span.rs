@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use crate::attribute::{Attributes, Resource, Scope, find};
+use crate::attribute::{Attributes, Resource, Scope, find, origin_weight, weight};
 use crate::id::{SpanId, TraceId};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -105,12 +105,16 @@ impl Span {
 
     /// About what it takes in memory.
     pub(crate) fn weight(&self) -> usize {
+        let event = |event: &Event| size_of::<Event>() + event.name.len() + weight(&event.attributes);
+        let link = |link: &Link| size_of::<Link>() + link.trace_state.len() + weight(&link.attributes);
         size_of::<Self>()
             + self.name.len()
+            + self.trace_state.len()
             + self.status_description.len()
             + weight(&self.attributes)
-            + self.events.iter().map(|event| 64 + event.name.len() + weight(&event.attributes)).sum::<usize>()
-            + self.links.iter().map(|link| 96 + weight(&link.attributes)).sum::<usize>()
+            + self.events.iter().map(event).sum::<usize>()
+            + self.links.iter().map(link).sum::<usize>()
+            + origin_weight(&self.resource, &self.scope)
     }
 
     /// The stored shape, under another parent where the view has one.
@@ -143,20 +147,6 @@ impl Span {
         }
         object
     }
-}
-
-/// About what attributes take in memory.
-pub(crate) fn weight(attributes: &Attributes) -> usize {
-    use crate::attribute::AttributeValue as A;
-    fn of(value: &A) -> usize {
-        match value {
-            A::Text(text) | A::Bytes(text) => text.len(),
-            A::List(values) => values.iter().map(|value| 32 + of(value)).sum(),
-            A::Map(entries) => weight(entries),
-            A::Empty | A::Bool(_) | A::Int(_) | A::Double(_) => 0,
-        }
-    }
-    attributes.iter().map(|(key, value)| 64 + key.len() + of(value)).sum()
 }
 
 fn pairs(attributes: &Attributes) -> Value {

@@ -36,6 +36,7 @@ pub(crate) struct Queues {
 }
 
 pub(crate) struct State {
+    /// Called with none of the locks below held: it calls us under its own.
     pub(crate) engine: Engine,
     settings: RwLock<Arc<Settings>>,
     /// Who the engine is in its own telemetry.
@@ -211,7 +212,7 @@ impl State {
 
     fn send_metric(&self, metric: Arc<Metric>) {
         if let Some(queue) = self.queues().metrics {
-            let weight = metric.weight;
+            let weight = metric.weight();
             queue.push(metric, weight);
         }
     }
@@ -243,7 +244,7 @@ impl State {
     }
 
     pub(crate) fn prometheus_page(&self) -> String {
-        let stats = self.engine.stats();
+        let (stats, version) = (self.engine.stats(), self.engine.version());
         let queues = self.queues();
         let export_dropped = queues.spans.map_or(0, |queue| queue.dropped())
             + queues.logs.map_or(0, |queue| queue.dropped())
@@ -257,7 +258,7 @@ impl State {
             frames_malformed: self.frames.malformed(),
             export_dropped: export_dropped + self.dropped_before.load(Ordering::Relaxed),
         };
-        prometheus::page(self.engine.version(), &stats, own, &metrics.latest(prometheus::MAX_SERIES))
+        prometheus::page(version, &stats, own, &metrics.latest(prometheus::MAX_SERIES))
     }
 }
 

@@ -24,7 +24,7 @@ use crate::hub::Hub;
 const TOPIC: &str = "stream.events";
 
 /// Of our function over there. Not a built-in worker's name: engines keep those to their own.
-const NAMESPACE: &str = "bridge::stream-events";
+const NAMESPACE: &str = "stream-bridge";
 
 const CONNECTING: Duration = Duration::from_secs(10);
 const CALLING: Duration = Duration::from_secs(30);

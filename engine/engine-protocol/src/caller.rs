@@ -1,8 +1,8 @@
 //! Tells a handler who calls: `_caller_worker_id` goes into an object payload without taking the payload apart.
 
-use std::borrow::Cow;
 use std::sync::LazyLock;
 
+use memchr::memchr;
 use memchr::memmem::Finder;
 use serde_json::value::RawValue;
 
@@ -11,9 +11,6 @@ use crate::outbound::push_string;
 use crate::payload::payload;
 
 const KEY: &str = "_caller_worker_id";
-
-/// Braces, quotes, colon and comma.
-const ROOM: usize = 8;
 
 /// The payload begins like an object and is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -26,33 +23,47 @@ pub struct BadPayload;
 /// # Errors
 /// [`BadPayload`]: whether the caller supplied the key cannot be told.
 pub fn with_caller(data: Box<RawValue>, caller: &str) -> Result<Box<RawValue>, BadPayload> {
-    let text = data.get();
-    if !text.starts_with('{') {
-        return Ok(data);
+    let mut text = String::with_capacity(data.get().len() + KEY.len() + caller.len());
+    let (data, from) = begin(&mut text, data, caller)?;
+    text.push_str(data.get().get(from..).ok_or(BadPayload)?);
+    payload(text).ok_or(BadPayload)
+}
+
+/// Writes what [`with_caller`] begins with. What follows is the returned payload from the returned byte on, which is not
+/// copied.
+pub(crate) fn begin(
+    into: &mut String,
+    data: Box<RawValue>,
+    caller: &str,
+) -> Result<(Box<RawValue>, usize), BadPayload> {
+    if !data.get().starts_with('{') {
+        return Ok((data, 0));
     }
-    let inside = if may_hold_key(text) {
-        Cow::Owned(without_member(text, KEY).ok_or(BadPayload)?)
+    let data = if may_hold_key(data.get()) {
+        let inside = without_member(data.get(), KEY).ok_or(BadPayload)?;
+        payload(format!("{{{inside}}}")).ok_or(BadPayload)?
     } else {
-        Cow::Borrowed(text.strip_prefix('{').and_then(|text| text.strip_suffix('}')).ok_or(BadPayload)?)
+        data
     };
-    let mut spliced = String::with_capacity(inside.len() + KEY.len() + caller.len() + ROOM);
-    spliced.push_str("{\"");
-    spliced.push_str(KEY);
-    spliced.push_str("\":");
-    push_string(&mut spliced, caller);
+    let inside = data.get().strip_prefix('{').and_then(|text| text.strip_suffix('}')).ok_or(BadPayload)?;
+    into.push_str("{\"");
+    into.push_str(KEY);
+    into.push_str("\":");
+    push_string(into, caller);
     if !inside.trim_ascii_start().is_empty() {
-        spliced.push(',');
+        into.push(',');
     }
-    spliced.push_str(&inside);
-    spliced.push('}');
-    payload(spliced).ok_or(BadPayload)
+    Ok((data, 1))
 }
 
 /// Without looking at the structure: the key's name is there somewhere, or an escape that may spell it.
 fn may_hold_key(text: &str) -> bool {
-    static KEYS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
-    static ESCAPES: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\\u"));
-    [&KEYS, &ESCAPES].iter().any(|finder| finder.find(text.as_bytes()).is_some())
+    static NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
+    static ESCAPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\\u"));
+    let text = text.as_bytes();
+    // Most texts have no escape of any kind, and one byte is found sooner than two.
+    let escapes = memchr(b'\\', text).and_then(|at| text.get(at..));
+    NAME.find(text).is_some() || escapes.is_some_and(|text| ESCAPE.find(text).is_some())
 }
 
 #[cfg(test)]

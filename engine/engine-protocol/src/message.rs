@@ -260,7 +260,7 @@ fn decode_thoroughly(text: &str) -> Result<Message, DecodeError> {
         "ping" => Message::Ping,
         "pong" => Message::Pong,
         "error" => Message::Error(read(kind, text)?),
-        other => return Err(DecodeError::UnknownType(other.to_owned())),
+        other => return Err(DecodeError::UnknownType(other.chars().take(64).collect())),
     })
 }
 

@@ -1,7 +1,9 @@
 //! A message as it goes out: what is around the payload is written, a large payload is taken along as it is.
 
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
+use crate::caller::begin;
 use crate::message::{InvocationResult, InvokeFunction, Message, Raw};
 
 /// From this size on a payload is not copied.
@@ -10,19 +12,24 @@ const LARGE_BYTES: usize = 16 * 1024;
 /// The names, quotes and ids around a call's or an answer's texts, at most.
 const AROUND_BYTES: usize = 120;
 
+/// What tells a handler who calls.
+const CALLER_BYTES: usize = 64;
+
 /// A text frame in up to three pieces, to be written one behind the other.
 #[derive(Debug)]
 pub struct Outbound {
     head: String,
     payload: Option<Raw>,
+    /// Bytes of the payload that stand in the head already.
+    skipped: usize,
     tail: String,
 }
 
 impl Outbound {
     #[must_use]
     pub fn pieces(&self) -> [&[u8]; 3] {
-        let payload = self.payload.as_ref().map_or("", |payload| payload.get());
-        [self.head.as_bytes(), payload.as_bytes(), self.tail.as_bytes()]
+        let payload = self.payload.as_ref().and_then(|payload| payload.get().as_bytes().get(self.skipped..));
+        [self.head.as_bytes(), payload.unwrap_or_default(), self.tail.as_bytes()]
     }
 
     /// In bytes, all pieces together.
@@ -39,7 +46,7 @@ impl Outbound {
 
 impl From<String> for Outbound {
     fn from(head: String) -> Self {
-        Self { head, payload: None, tail: String::new() }
+        Self { head, payload: None, skipped: 0, tail: String::new() }
     }
 }
 
@@ -52,6 +59,31 @@ impl Message {
             Self::InvocationResult(result) => result.into_outbound(),
             other => other.encode().into(),
         }
+    }
+}
+
+impl InvokeFunction {
+    /// A call as its handler gets it: as [`with_caller`](crate::with_caller) has it, without a copy of a large payload.
+    #[must_use]
+    pub fn into_outbound_from(mut self, caller: Uuid) -> Outbound {
+        let bytes = self.data.as_ref().map_or(0, |data| data.get().len());
+        let copied = if bytes < LARGE_BYTES { bytes } else { 0 };
+        let mut head = String::with_capacity(AROUND_BYTES + self.texts() + CALLER_BYTES + copied);
+        self.head(&mut head);
+        if let Some(data) = self.data.take() {
+            match begin(&mut head, data, caller.hyphenated().encode_lower(&mut Uuid::encode_buffer())) {
+                Ok((payload, skipped)) if bytes >= LARGE_BYTES => {
+                    let mut tail = String::new();
+                    self.tail(&mut tail);
+                    return Outbound { head, payload: Some(payload), skipped, tail };
+                }
+                Ok((payload, skipped)) => head.push_str(payload.get().get(skipped..).unwrap_or_default()),
+                // Data was JSON when it arrived: it has a caller put in, or needs none.
+                Err(_) => head.push_str("null"),
+            }
+        }
+        self.tail(&mut head);
+        head.into()
     }
 }
 
@@ -83,7 +115,7 @@ pub(crate) trait Carrier: Sized {
         let (mut head, mut tail) = (String::with_capacity(AROUND_BYTES + self.texts()), String::new());
         self.head(&mut head);
         self.tail(&mut tail);
-        Outbound { head, payload: self.take_payload(), tail }
+        Outbound { head, payload: self.take_payload(), skipped: 0, tail }
     }
 }
 
@@ -91,7 +123,7 @@ impl Carrier for InvokeFunction {
     fn head(&self, into: &mut String) {
         into.push_str(r#"{"type":"invokefunction""#);
         if let Some(id) = &self.invocation_id {
-            member(into, "invocation_id", id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()));
+            member(into, "invocation_id", id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
         }
         member(into, "function_id", &self.function_id);
         // Always there: the Rust SDK cannot decode a call without.
@@ -128,7 +160,7 @@ impl Carrier for InvokeFunction {
 impl Carrier for InvocationResult {
     fn head(&self, into: &mut String) {
         into.push_str(r#"{"type":"invocationresult""#);
-        member(into, "invocation_id", self.invocation_id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()));
+        member(into, "invocation_id", self.invocation_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
         member(into, "function_id", &self.function_id);
         if self.result.is_some() {
             into.push_str(r#","result":"#);

@@ -117,8 +117,8 @@ impl Router {
             "engine::functions::info" => self.function_info(conn, &question),
             "engine::triggers::list" | "engine::trigger-types::list" => Ok(self.list_trigger_types(&question)),
             "engine::triggers::info" => self.trigger_type_info(&question),
-            "engine::registered-triggers::list" => Ok(self.list_triggers(&question)),
-            "engine::registered-triggers::info" => self.trigger_info(&question),
+            "engine::registered-triggers::list" => Ok(self.list_triggers(conn, &question)),
+            "engine::registered-triggers::info" => self.trigger_info(conn, &question),
             "engine::workers::list" => Ok(self.list_workers(&question)),
             "engine::workers::info" => self.worker_info(&question),
             _ => Err(ErrorBody::new("function_not_found", format!("function `{id}` is not registered"))),
@@ -309,13 +309,23 @@ impl Router {
         })
     }
 
-    fn list_triggers(&self, question: &Question) -> Value {
+    /// Others' bindings may have secrets in their configuration: a guest does not see it.
+    fn trigger_as_seen(&self, conn: ConnId, stored: &Trigger) -> Value {
+        let mut summary = self.trigger_summary(stored);
+        if self.is_foreign(conn, stored.owner) {
+            summary["config"] = Value::Null;
+            summary["config_summary"] = "".into();
+        }
+        summary
+    }
+
+    fn list_triggers(&self, conn: ConnId, question: &Question) -> Value {
         let internal = question.include_internal.unwrap_or(false);
         let triggers: Vec<Value> = self
             .triggers
             .values()
             .filter(|stored| internal || !stored.trigger.function_id.starts_with("engine::"))
-            .map(|stored| self.trigger_summary(stored))
+            .map(|stored| self.trigger_as_seen(conn, stored))
             .filter(|summary| {
                 matches(question.search.as_ref(), &[&summary["id"], &summary["function_id"]])
                     && equals(question.trigger_type.as_ref(), &summary["trigger_type"])
@@ -326,10 +336,10 @@ impl Router {
         json!({ "registered_triggers": triggers })
     }
 
-    fn trigger_info(&self, question: &Question) -> Outcome {
+    fn trigger_info(&self, conn: ConnId, question: &Question) -> Outcome {
         let id = needed("id", question.id.as_ref())?;
         let stored = self.triggers.get(id).ok_or_else(|| not_found("trigger", id))?;
-        let mut detail = self.trigger_summary(stored);
+        let mut detail = self.trigger_as_seen(conn, stored);
         if let Some(object) = detail.as_object_mut() {
             object.remove("config_summary");
         }

@@ -20,10 +20,17 @@ struct Enqueued<'a> {
 }
 
 /// What is called by the engine alone.
-fn refuse_private(function_id: &str) -> Option<ErrorBody> {
+pub(crate) fn refuse_private(function_id: &str) -> Option<ErrorBody> {
     (function_id == ENQUEUE)
         .then(|| ErrorBody::new("FORBIDDEN", format!("`{ENQUEUE}` is not called: use the action `enqueue`")))
 }
+
+/// Longest id of a function that is called.
+const MAX_ID_BYTES: usize = 1024;
+
+/// Calls in flight that one connection may have made: each is remembered until it is answered.
+const MAX_IN_FLIGHT: usize = 262_144;
+const MAX_GUEST_IN_FLIGHT: usize = 16_384;
 
 impl Router {
     pub(crate) fn invoke(&mut self, conn: ConnId, call: InvokeFunction) {
@@ -31,8 +38,12 @@ impl Router {
             return;
         }
         let (asked, function_id) = (call.invocation_id, &call.function_id);
+        if let Some(error) = self.refuse_excess(conn, function_id) {
+            return self.answer(conn, asked, "", Err(error));
+        }
         let refusal = refuse_private(function_id)
             .or_else(|| self.refuse_call(conn, function_id))
+            .or_else(|| self.refuse_settings(conn, function_id, call.data.as_deref()))
             .or_else(|| self.refuse_by_policy(conn, function_id));
         if let Some(refusal) = refusal {
             let function_id = call.function_id.clone();
@@ -40,18 +51,41 @@ impl Router {
         }
         let answer_to = asked.filter(|_| call.action != Some(Action::Void)).map(|id| Caller::Worker(conn, id));
         if let Some(instead) = self.through_middleware(conn, &call) {
-            return self.dispatch(None, answer_to, call.function_id, instead);
+            return self.dispatch(Some(conn), false, answer_to, call.function_id, instead);
         }
         match &call.action {
             Some(Action::Enqueue { queue }) => {
                 let queue = queue.clone();
-                self.enqueue(answer_to, &queue, call);
+                self.enqueue(conn, answer_to, &queue, call);
             }
             _ if is_own(function_id) => {
                 let function_id = call.function_id;
                 self.own(conn, asked.filter(|_| answer_to.is_some()), &function_id, call.data.as_deref());
             }
-            _ => self.dispatch(Some(conn), answer_to, call.function_id.clone(), call),
+            _ => self.dispatch(Some(conn), true, answer_to, call.function_id.clone(), call),
+        }
+    }
+
+    fn refuse_excess(&self, conn: ConnId, function_id: &str) -> Option<ErrorBody> {
+        if function_id.len() > MAX_ID_BYTES {
+            let message =
+                format!("a function's id has at most {MAX_ID_BYTES} bytes, this one has {}", function_id.len());
+            return Some(ErrorBody::new("function_not_found", message));
+        }
+        let limit = if self.is_guest(conn) { MAX_GUEST_IN_FLIGHT } else { MAX_IN_FLIGHT };
+        let in_flight = self.connections.get(&conn).map_or(0, |connection| connection.in_flight);
+        (in_flight >= limit).then(|| {
+            ErrorBody::new(
+                "limit_reached",
+                format!("{limit} calls of this worker are not answered yet: no more are taken"),
+            )
+        })
+    }
+
+    /// A call that was made by `from` is not remembered any more.
+    pub(crate) fn landed(&mut self, from: Option<ConnId>) {
+        if let Some(connection) = from.and_then(|from| self.connections.get_mut(&from)) {
+            connection.in_flight = connection.in_flight.saturating_sub(1);
         }
     }
 
@@ -63,7 +97,7 @@ impl Router {
                 ErrorBody::new("function_not_invokable", format!("`{}` answers workers only", call.function_id));
             return self.answer_caller(caller, &call.function_id, Err(error));
         }
-        self.dispatch(None, caller, call.function_id.clone(), call);
+        self.dispatch(None, false, caller, call.function_id.clone(), call);
     }
 
     pub(crate) fn forget(&mut self, answer: Uuid) {
@@ -75,7 +109,7 @@ impl Router {
         }
     }
 
-    fn enqueue(&mut self, caller: Option<Caller>, queue: &str, mut call: InvokeFunction) {
+    fn enqueue(&mut self, conn: ConnId, caller: Option<Caller>, queue: &str, mut call: InvokeFunction) {
         let payload = call.data.take();
         let wrapped = Enqueued { queue, function_id: &call.function_id, data: payload.as_deref() };
         let Ok(data) = engine_protocol::raw(&wrapped) else { return };
@@ -86,12 +120,19 @@ impl Router {
         self.counts.deferred += 1;
         let known_as = call.function_id;
         let handed = InvokeFunction { function_id: ENQUEUE.to_owned(), data: Some(data), ..call };
-        self.dispatch(None, caller, known_as, handed);
+        self.dispatch(Some(conn), false, caller, known_as, handed);
     }
 
-    /// Sends a call to whoever serves its function. `from`: whose id the handler sees; `known_as`: the function's id in
-    /// the answer.
-    fn dispatch(&mut self, from: Option<ConnId>, caller: Option<Caller>, known_as: String, mut call: InvokeFunction) {
+    /// Sends a call to whoever serves its function. `is_named`: whether the handler is told of `from`; `known_as`: the
+    /// function's id in the answer.
+    fn dispatch(
+        &mut self,
+        from: Option<ConnId>,
+        is_named: bool,
+        caller: Option<Caller>,
+        known_as: String,
+        mut call: InvokeFunction,
+    ) {
         let provider = self.functions.get(&call.function_id).and_then(|providers| providers.last());
         let Some(provider) = provider else {
             let message = format!("function `{}` is not registered", call.function_id);
@@ -107,8 +148,12 @@ impl Router {
         call.invocation_id = Some(id);
         call.action = None;
         let since_us = self.now_us;
-        self.pending.insert(id, Pending { executor, caller, function_id: known_as, since_us });
-        let from = from.and_then(|conn| self.connections.get(&conn)).map(|connection| connection.worker);
+        self.pending.insert(id, Pending { executor, from, caller, function_id: known_as, since_us });
+        if let Some(connection) = from.and_then(|from| self.connections.get_mut(&from)) {
+            connection.in_flight += 1;
+        }
+        let from =
+            from.filter(|_| is_named).and_then(|conn| self.connections.get(&conn)).map(|connection| connection.worker);
         if is_request {
             call.function_id = self.unprefixed(executor, &call.function_id);
             self.effects.push(Effect::Request { conn: executor, call });
@@ -130,6 +175,7 @@ impl Router {
             return;
         }
         let Some(pending) = self.pending.remove(&result.invocation_id) else { return };
+        self.landed(pending.from);
         self.counts.ended(result.error.is_none(), self.now_us.saturating_sub(pending.since_us));
         match pending.caller {
             Some(Caller::Worker(caller, id)) if self.connections.contains_key(&caller) => {

@@ -8,6 +8,7 @@ impl Router {
     /// Steps in the order of the protocol's section 9: nobody sees the worker gone before its things are.
     pub(crate) fn leave(&mut self, conn: ConnId) {
         let Some(connection) = self.connections.remove(&conn) else { return };
+        self.functions_changed = true;
         self.functions.retain(|_, providers| {
             providers.retain(|provider| provider.conn != conn);
             !providers.is_empty()
@@ -16,6 +17,7 @@ impl Router {
             self.pending.iter().filter(|(_, pending)| pending.executor == conn).map(|(id, _)| *id).collect();
         for id in executed {
             let Some(pending) = self.pending.remove(&id) else { continue };
+            self.landed(pending.from);
             self.counts.ended(false, self.now_us.saturating_sub(pending.since_us));
             let error = ErrorBody::new("invocation_stopped", "Invocation stopped");
             self.answer_caller(pending.caller, &pending.function_id, Err(error));

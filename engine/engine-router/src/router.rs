@@ -138,6 +138,8 @@ pub(crate) struct Connection {
     /// Whether something but `reattach` has arrived: only the first message may be one.
     pub(crate) spoken: bool,
     pub(crate) held: Held,
+    /// Its calls that are not answered yet.
+    pub(crate) in_flight: usize,
     pub(crate) session: Session,
     /// Set for built-in workers.
     pub(crate) builtin: Option<&'static str>,
@@ -163,6 +165,8 @@ pub(crate) struct Provider {
 /// A call that is with its executor.
 pub(crate) struct Pending {
     pub(crate) executor: ConnId,
+    /// The connection whose call it is.
+    pub(crate) from: Option<ConnId>,
     /// Who wants the answer; nobody, for void calls.
     pub(crate) caller: Option<Caller>,
     /// As its caller knows it.
@@ -195,6 +199,10 @@ pub struct Router {
     pub(crate) announced: HashSet<String>,
     pub(crate) counts: Counts,
     pub(crate) gauges: Option<Gauges>,
+    /// Functions that decide on others: guests do not offer them.
+    pub(crate) protected: HashSet<String>,
+    /// Whether a function has come or gone since the list was last told.
+    pub(crate) functions_changed: bool,
     pub(crate) effects: Vec<Effect>,
 }
 
@@ -214,6 +222,8 @@ impl Router {
             announced: HashSet::new(),
             counts: Counts::default(),
             gauges: None,
+            protected: HashSet::new(),
+            functions_changed: true,
             effects: Vec::new(),
         }
     }
@@ -221,6 +231,11 @@ impl Router {
     /// Where `engine::workers::info` has its `latest_metrics` from. It is asked in the middle of a step.
     pub fn set_gauges(&mut self, gauges: Option<Gauges>) {
         self.gauges = gauges;
+    }
+
+    /// The functions that listeners ask: who may come in, what may be registered.
+    pub fn protect(&mut self, functions: HashSet<String>) {
+        self.protected = functions;
     }
 
     #[must_use]
@@ -238,6 +253,12 @@ impl Router {
     #[must_use]
     pub fn workers(&self) -> usize {
         self.connections.values().filter(|connection| connection.builtin.is_none()).count()
+    }
+
+    /// Calls that are with their executors.
+    #[must_use]
+    pub fn calls_in_flight(&self) -> usize {
+        self.pending.len()
     }
 
     /// Advances by one input. Reads no clock and does no IO: `now_us` (since 1970) comes in, effects go out.
@@ -271,6 +292,7 @@ impl Router {
             metadata: None,
             spoken: false,
             held: Held::default(),
+            in_flight: 0,
             session,
             builtin: None,
         };
@@ -293,10 +315,12 @@ impl Router {
             // Built-in workers do not reattach.
             spoken: true,
             held: Held::default(),
+            in_flight: 0,
             session: Session::default(),
             builtin: Some(name),
         };
         self.connections.insert(conn, connection);
+        self.functions_changed = true;
         for function in functions {
             self.functions.entry(function.id.clone()).or_default().push(Provider { conn, function });
         }
@@ -343,6 +367,7 @@ impl Router {
         if let Err(error) = self.make_room(conn, before, &function) {
             return self.refuse(conn, error);
         }
+        self.functions_changed = true;
         let providers = self.functions.entry(function.id.clone()).or_default();
         providers.retain(|provider| provider.conn != conn);
         providers.push(Provider { conn, function });
@@ -355,6 +380,7 @@ impl Router {
         let gone = providers.remove(at);
         if providers.is_empty() {
             self.functions.remove(id);
+            self.functions_changed = true;
         }
         self.give_back(conn, &gone.function);
     }

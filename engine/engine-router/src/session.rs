@@ -155,6 +155,28 @@ impl Router {
         })
     }
 
+    /// A worker of a guarded listener binds what it may call, and what is its own.
+    pub(crate) fn refuse_binding(&self, conn: ConnId, id: &str) -> Option<ErrorBody> {
+        let policy = self.policy(conn)?;
+        let prefixed = policy
+            .prefix
+            .as_ref()
+            .is_some_and(|prefix| id.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.starts_with("::")));
+        let mut providers = self.functions.get(id).into_iter().flatten();
+        if prefixed || providers.any(|provider| provider.conn == conn) {
+            return None;
+        }
+        self.refuse_by_policy(conn, id)
+    }
+
+    /// Whether `conn` is of a guarded listener and `owner` is not the same tenant, as far as authentication tells. One
+    /// that comes back replaces what its connection before has bound.
+    pub(crate) fn is_other_tenant(&self, conn: ConnId, owner: ConnId) -> bool {
+        let Some(policy) = self.policy(conn) else { return false };
+        let same = |other: &Arc<Policy>| other.prefix == policy.prefix && other.context == policy.context;
+        conn != owner && !self.policy(owner).is_some_and(same)
+    }
+
     /// A function as the rest of the world knows it; `None` when its worker may not register any.
     pub(crate) fn under_policy(&self, conn: ConnId, mut function: RegisterFunction) -> Option<RegisterFunction> {
         if let Some(policy) = self.policy(conn) {

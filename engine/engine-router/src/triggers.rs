@@ -32,6 +32,9 @@ const OF_BUILTINS: [(&str, &str); 11] = [
     ("trace", "iii-observability"),
 ];
 
+/// Bindings of one connection to what the engine tells of itself.
+const MAX_NEWS: usize = 8;
+
 /// A kind of event that a worker provides.
 pub(crate) struct TriggerType {
     pub(crate) owner: ConnId,
@@ -141,7 +144,8 @@ impl Router {
             return;
         }
         trigger.function_id = self.prefixed(conn, trigger.function_id);
-        if let Some(error) = self.refuse_trigger(conn, &trigger) {
+        let refusal = self.refuse_trigger(conn, &trigger).or_else(|| self.refuse_more_news(conn, &trigger));
+        if let Some(error) = refusal {
             return self.answer_binding(conn, &trigger, error);
         }
         let kind = trigger.trigger_type.clone();
@@ -172,6 +176,20 @@ impl Router {
                 self.tell_unbound(provider, old.trigger.trigger_type, old.trigger.id);
             }
         }
+    }
+
+    /// What the engine tells of itself has the whole list of functions in it, for each binding.
+    fn refuse_more_news(&self, conn: ConnId, trigger: &RegisterTrigger) -> Option<ErrorBody> {
+        if !is_builtin(&trigger.trigger_type) {
+            return None;
+        }
+        let others = self.triggers.values().filter(|stored| {
+            stored.owner == conn && is_builtin(&stored.trigger.trigger_type) && stored.trigger.id != trigger.id
+        });
+        (others.count() >= MAX_NEWS).then(|| {
+            let message = format!("a connection may bind {MAX_NEWS} functions to `engine::*` events");
+            ErrorBody::new("trigger_registration_failed", message)
+        })
     }
 
     /// Only errors are answered.
@@ -211,6 +229,10 @@ impl Router {
         }
         let (Some(error), Some(stored)) = (result.error, self.triggers.remove(&result.id)) else { return };
         self.give_back(stored.owner, &stored.trigger);
+        // It may have had another binding of this id before.
+        if self.is_builtin(conn) {
+            self.tell_unbound(conn, stored.trigger.trigger_type.clone(), stored.trigger.id.clone());
+        }
         if self.connections.contains_key(&stored.owner) {
             self.answer_binding(stored.owner, &stored.trigger, error);
         }
@@ -222,13 +244,18 @@ impl Router {
 
     /// Tells of the function list when it is another than the last one that was told.
     pub(crate) fn announce_functions(&mut self) {
+        if !std::mem::take(&mut self.functions_changed) {
+            return;
+        }
         let now: HashSet<String> = self.functions.keys().cloned().collect();
         if now == self.announced {
             return;
         }
         self.announced = now;
-        let functions = self.function_summaries();
-        self.fire(FUNCTIONS_AVAILABLE, &json!({ "event": "functions_changed", "functions": functions }));
+        if self.triggers.values().any(|stored| stored.trigger.trigger_type == FUNCTIONS_AVAILABLE) {
+            let functions = self.function_summaries();
+            self.fire(FUNCTIONS_AVAILABLE, &json!({ "event": "functions_changed", "functions": functions }));
+        }
     }
 
     fn fire(&mut self, kind: &str, payload: &serde_json::Value) {
@@ -238,11 +265,12 @@ impl Router {
             .filter(|stored| stored.trigger.trigger_type == kind)
             .map(|stored| stored.trigger.function_id.clone())
             .collect();
+        let Ok(payload) = RawValue::from_string(payload.to_string()) else { return };
         for function in bound {
             let call = InvokeFunction {
                 invocation_id: None,
                 function_id: function,
-                data: RawValue::from_string(payload.to_string()).ok(),
+                data: Some(payload.clone()),
                 traceparent: None,
                 baggage: None,
                 action: None,

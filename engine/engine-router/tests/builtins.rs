@@ -297,14 +297,32 @@ fn middleware_stands_in_for_what_is_called() {
 #[test]
 fn a_guest_neither_changes_settings_nor_stands_in_for_a_built_in_worker() {
     let mut router = router(Session::default());
-    for id in ["configuration::set", "configuration::register", "bridge.invoke", "worker::add"] {
-        let effects = receive(&mut router, GUEST, Message::InvokeFunction(invoke(id, json!({}))));
+    let engines = json!({ "id": "iii-http" });
+    for id in ["configuration::set", "configuration::get", "bridge.invoke", "worker::add"] {
+        let effects = receive(&mut router, GUEST, Message::InvokeFunction(invoke(id, engines.clone())));
         assert_eq!(refusal(&effects).as_deref(), Some("FORBIDDEN"), "{id}");
     }
+    let own = invoke("configuration::set", json!({ "id": "greeter" }));
+    let effects = receive(&mut router, GUEST, Message::InvokeFunction(own));
+    assert_eq!(refusal(&effects).as_deref(), Some("function_not_found"), "an entry of its own is not refused");
+    for id in ["stream::set(orders)", "iii::durable::publish", "publish"] {
+        receive(&mut router, GUEST, Message::RegisterFunction(function(id, None)));
+        assert!(!router.knows(id), "{id}");
+    }
+    // Nor does it take a function over from a host's worker, or one that decides who comes in.
+    receive(&mut router, OPEN, Message::RegisterFunction(function("shop::quote", None)));
+    receive(&mut router, GUEST, Message::RegisterFunction(function("shop::quote", None)));
+    let effects = receive(&mut router, OPEN, Message::InvokeFunction(invoke("shop::quote", json!({}))));
+    assert!(matches!(&effects[..], [Effect::Send { conn: OPEN, .. }]), "{effects:?}");
+    router.protect(HashSet::from(["gate::auth".to_owned()]));
+    receive(&mut router, GUEST, Message::RegisterFunction(function("gate::auth", None)));
+    assert!(!router.knows("gate::auth"));
     receive(&mut router, GUEST, Message::RegisterFunction(function("state::get", None)));
     let effects = receive(&mut router, OPEN, Message::InvokeFunction(invoke("state::get", json!({}))));
     assert!(matches!(&effects[..], [Effect::Call { .. }]), "{effects:?}");
-    // Nor does it have somebody else call for it.
+    // Nor does it have somebody else call for it, or the queue's private function at all.
+    let effects = receive(&mut router, OPEN, trigger("q", "state", "iii-queue::enqueue", json!({})));
+    assert_eq!(refusal(&effects).as_deref(), Some("FORBIDDEN"));
     for config in
         [json!({ "condition_function_id": "worker::add" }), json!({ "middleware_function_ids": ["worker::add"] })]
     {

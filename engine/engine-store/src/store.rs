@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use redb::{Database, backends::InMemoryBackend};
@@ -17,6 +18,9 @@ const MAX_BATCH: usize = 4096;
 
 /// Changes that wait for the writer; beyond that, whoever brings one waits.
 const MAX_WAITING: usize = 16_384;
+
+/// How long a file may be held by others before it cannot be opened.
+const OTHERS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Memory for pages of the file.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
@@ -155,7 +159,7 @@ impl Place {
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
         let opened = match &self.path {
-            Some(path) => builder.create(path),
+            Some(path) => open_soon(&builder, path),
             None => builder.create_with_backend(InMemoryBackend::new()),
         };
         opened.map_err(|error| StoreError::new("open", error))
@@ -165,6 +169,19 @@ impl Place {
     fn close(&self) {
         if self.path.is_some() {
             *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+}
+
+/// A store of this process that was just dropped holds its file until its writer's thread is through.
+fn open_soon(builder: &redb::Builder, path: &Path) -> Result<Database, redb::DatabaseError> {
+    let begun = Instant::now();
+    loop {
+        match builder.create(path) {
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) if begun.elapsed() < OTHERS_PATIENCE => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            opened => return opened,
         }
     }
 }
@@ -225,13 +242,7 @@ mod tests {
         let before = store.write(|writing| writing.put(TABLE, b"a", b"2")).await.expect("written");
         assert_eq!(before.as_deref(), Some(&b"1"[..]));
         drop(store);
-        let store = loop {
-            // The writer's thread lets go of the file when it gets to it.
-            match Store::open(&path) {
-                Ok(store) => break store,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        };
+        let store = Store::open(&path).expect("the same store");
         assert_eq!(store.read(|reading| reading.get(TABLE, b"a")).expect("read").as_deref(), Some(&b"2"[..]));
     }
 

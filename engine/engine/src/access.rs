@@ -1,13 +1,14 @@
 //! Who may come in through a listener, and what is asked before their registrations take effect.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::http::HeaderMap;
 use engine_builtin::{Answer, BoxFuture, Invocation, Raw, Trace};
 use engine_protocol::{ErrorBody, Message, RegisterFunction, RegisterTrigger, RegisterTriggerType, raw};
 use engine_router::{ConnId, Policy, Session};
+use futures_util::FutureExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::warn;
@@ -20,6 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Checks the `invocation` of a function, whose id comes first, that is an HTTP request.
 pub(crate) type CheckRequest = Arc<dyn Fn(String, Raw) -> BoxFuture<'static, Result<Request, ErrorBody>> + Send + Sync>;
+
+/// A request, and who found it allowed.
+struct Checked {
+    check: CheckRequest,
+    request: Request,
+}
 
 /// Takes a telemetry frame.
 pub(crate) type TakeTelemetry = Arc<dyn Fn(&[u8]) + Send + Sync>;
@@ -62,28 +69,15 @@ pub(crate) struct Access {
 /// What an authentication function answers.
 #[derive(Deserialize)]
 #[serde(default)]
+#[derive(Default)]
 struct Granted {
-    allowed_functions: HashSet<String>,
-    forbidden_functions: HashSet<String>,
+    allowed_functions: Option<HashSet<String>>,
+    forbidden_functions: Option<HashSet<String>>,
     allowed_trigger_types: Option<HashSet<String>>,
-    allow_trigger_type_registration: bool,
-    allow_function_registration: bool,
+    allow_trigger_type_registration: Option<bool>,
+    allow_function_registration: Option<bool>,
     function_registration_prefix: Option<String>,
-    context: Value,
-}
-
-impl Default for Granted {
-    fn default() -> Self {
-        Self {
-            allowed_functions: HashSet::new(),
-            forbidden_functions: HashSet::new(),
-            allowed_trigger_types: None,
-            allow_trigger_type_registration: false,
-            allow_function_registration: true,
-            function_registration_prefix: None,
-            context: json!({}),
-        }
-    }
+    context: Option<Value>,
 }
 
 impl Access {
@@ -115,19 +109,20 @@ impl Access {
                 });
                 authenticate(hub, function_id, &request).await?
             }
-            None => Granted { allow_trigger_type_registration: true, ..Granted::default() },
+            None => Granted { allow_trigger_type_registration: Some(true), ..Granted::default() },
         };
+        let context = granted.context.unwrap_or_else(|| json!({}));
         let policy = Policy {
-            allowed_functions: granted.allowed_functions,
-            forbidden_functions: granted.forbidden_functions,
+            allowed_functions: granted.allowed_functions.unwrap_or_default(),
+            forbidden_functions: granted.forbidden_functions.unwrap_or_default(),
             expose: rbac.expose.clone(),
             allowed_trigger_types: granted.allowed_trigger_types,
-            may_register_functions: granted.allow_function_registration,
-            may_register_trigger_types: granted.allow_trigger_type_registration,
+            may_register_functions: granted.allow_function_registration.unwrap_or(true),
+            may_register_trigger_types: granted.allow_trigger_type_registration.unwrap_or(false),
             prefix: granted.function_registration_prefix.filter(|prefix| !prefix.is_empty()),
-            context: granted.context.clone(),
+            context: context.clone(),
         };
-        let access = Self { services, rbac: Some(Arc::clone(rbac)), context: granted.context };
+        let access = Self { services, rbac: Some(Arc::clone(rbac)), context };
         Ok((access, Session { policy: Some(Arc::new(policy)), middleware }))
     }
 
@@ -168,6 +163,11 @@ impl Access {
         }
         match &function.invocation {
             None => hub.set_request(conn, &function.id, None),
+            // It would speak from the host's address, with secrets of the engine's environment.
+            Some(_) if hub.is_guest(conn) => {
+                warn!(function = function.id, "not registered: workers inside VMs have no HTTP functions");
+                return None;
+            }
             Some(invocation) => {
                 let Some(check) = self.services.requests() else {
                     let missing = "worker `iii-http-functions` is not in config.yaml";
@@ -175,7 +175,11 @@ impl Access {
                     return None;
                 };
                 match check(function.id.clone(), invocation.clone()).await {
-                    Ok(request) => hub.set_request(conn, &function.id, Some(request)),
+                    Ok(request) => {
+                        let checked = Checked { check, request };
+                        let request = by_present_rules(Arc::clone(&self.services), checked, &function.id, invocation);
+                        hub.set_request(conn, &function.id, Some(request));
+                    }
                     Err(error) => {
                         warn!(function = function.id, code = error.code, reason = error.message, "not registered");
                         return None;
@@ -272,6 +276,34 @@ fn query_map(query: &str) -> HashMap<&str, Vec<&str>> {
     map
 }
 
+/// A request that obeys the rules that hold when it is called, not those that held when it was registered.
+fn by_present_rules(services: Arc<Services>, checked: Checked, function_id: &str, invocation: &Raw) -> Request {
+    let (function_id, invocation) = (function_id.to_owned(), invocation.clone());
+    let checked = Arc::new(Mutex::new(checked));
+    Arc::new(move |call| {
+        let Some(check) = services.requests() else {
+            let message =
+                format!("`{function_id}` is an HTTP request, and `iii-http-functions` is not in config.yaml any more");
+            return std::future::ready(Err(ErrorBody::new("function_not_found", message))).boxed();
+        };
+        {
+            let checked = checked.lock().unwrap_or_else(PoisonError::into_inner);
+            if Arc::ptr_eq(&checked.check, &check) {
+                return (checked.request)(call);
+            }
+        }
+        let checking = check(function_id.clone(), invocation.clone());
+        let checked = Arc::clone(&checked);
+        async move {
+            let request = checking.await?;
+            let answer = request(call);
+            *checked.lock().unwrap_or_else(PoisonError::into_inner) = Checked { check, request };
+            answer.await
+        }
+        .boxed()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,11 +318,10 @@ mod tests {
     }
 
     #[test]
-    fn what_an_authentication_leaves_out_has_its_default() {
-        let granted: Granted = serde_json::from_str("{}").expect("an object");
-        assert!(granted.allow_function_registration && !granted.allow_trigger_type_registration);
-        assert!(granted.allowed_trigger_types.is_none());
-        assert_eq!(granted.context, json!({}));
+    fn what_an_authentication_leaves_out_or_null_is_not_given() {
+        let text = r#"{"allowed_functions":null,"context":null,"more":1}"#;
+        let granted: Granted = serde_json::from_str(text).expect("an object");
+        assert!(granted.allowed_functions.is_none() && granted.allow_function_registration.is_none());
         assert!(serde_json::from_str::<Granted>(r#"{"allowed_functions":"x"}"#).is_err());
     }
 }

@@ -136,3 +136,6 @@ async fn http_functions(engine: Engine, settings: Settings) -> Result<Made, Buil
 pub(crate) fn kind(name: &str) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| kind.name == name)
 }
+
+#[cfg(test)]
+mod tests;

@@ -270,5 +270,7 @@ fn begin(into: &mut Vec<u8>, first: u8, bytes: usize) {
     }
 }
 
+// The path is said because the fuzz targets include this file from elsewhere.
 #[cfg(test)]
+#[path = "frames/tests.rs"]
 mod tests;

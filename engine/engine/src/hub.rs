@@ -1,11 +1,11 @@
 //! The router behind one lock, the queue of every connection, and the workers in our own process.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engine_builtin::{Answer, Binding, Builtin, Call, Invocation, Reply, Stats, Trace};
+use engine_builtin::{Answer, Binding, Builtin, Call, Invocation, Raw, Reply, Stats, Trace};
 use engine_protocol::{ErrorBody, InvocationResult, InvokeFunction, Message, TriggerRegistrationResult, raw};
 use engine_router::{ConnId, Effect, Input, Installed, Opened, Router, Session};
 use futures_util::FutureExt;
@@ -21,6 +21,9 @@ use crate::pressure::{OVERHEAD, Pressure};
 
 /// What may wait for one connection; a peer that lets more pile up is cut off.
 const MAX_QUEUED_BYTES: usize = 256 * 1024 * 1024;
+
+/// Functions of one connection that are HTTP requests.
+const MAX_REQUESTS: usize = 1024;
 
 /// Carries out a function that is an HTTP request.
 pub(crate) type Request = Arc<dyn Fn(Invocation) -> BoxFuture<'static, Answer> + Send + Sync>;
@@ -95,6 +98,7 @@ enum Delivery {
         request: Request,
         conn: ConnId,
         call: InvokeFunction,
+        from: Option<Arc<Pressure>>,
     },
 }
 
@@ -188,7 +192,11 @@ impl Hub {
     pub(crate) fn set_request(&self, conn: ConnId, function_id: &str, request: Option<Request>) {
         let mut state = self.lock();
         let key = (conn, function_id.to_owned());
+        let held = state.requests.keys().filter(|(of, _)| *of == conn).count();
         match request {
+            Some(_) if held >= MAX_REQUESTS && !state.requests.contains_key(&key) => {
+                warn!(conn = conn.0, function_id, "not carried out: a connection has {MAX_REQUESTS} HTTP functions");
+            }
             Some(request) => drop(state.requests.insert(key, request)),
             None => drop(state.requests.remove(&key)),
         }
@@ -213,6 +221,15 @@ impl Hub {
         let answered = told.await;
         drop(waiting);
         answered.unwrap_or_else(|_| Err(ErrorBody::new("invocation_error", "the call was lost")))
+    }
+
+    /// Functions that decide on others, and that guests do not offer.
+    pub(crate) fn protect(&self, functions: HashSet<String>) {
+        self.lock().router.protect(functions);
+    }
+
+    pub(crate) fn is_guest(&self, conn: ConnId) -> bool {
+        self.lock().queues.get(&conn).is_some_and(|queue| matches!(queue.owner, Owner::Vm(_)))
     }
 
     pub(crate) fn set_gauges(&self, gauges: Option<Gauges>) {
@@ -254,10 +271,11 @@ impl Hub {
                     let high = self.carry_out(&builtin, conn, call, caller, from, &mut deliveries);
                     pressure = pressure.or(high);
                 }
-                Delivery::Request { request, conn, call } => {
-                    let id = call.invocation_id.unwrap_or_default();
+                Delivery::Request { request, conn, call, from } => {
+                    let (id, bytes) = (call.invocation_id.unwrap_or_default(), weight_of_call(&call) + OVERHEAD);
                     let answer = request(invocation(call));
-                    self.answer_later(conn, id, answer, None);
+                    let high = self.take_on(conn, id, answer, bytes, from, &mut deliveries);
+                    pressure = pressure.or(high);
                 }
             }
         }
@@ -275,7 +293,7 @@ impl Hub {
         deliveries: &mut VecDeque<Delivery>,
     ) -> Option<Arc<Pressure>> {
         let id = call.invocation_id.unwrap_or_default();
-        let bytes = call.data.as_ref().map_or(0, |data| data.get().len()) + OVERHEAD;
+        let bytes = weight_of_call(&call) + OVERHEAD;
         let call = Call {
             function_id: call.function_id,
             data: call.data,
@@ -287,19 +305,30 @@ impl Hub {
                 self.advance(answered(conn, id, answer), deliveries);
                 None
             }
-            Reply::Later(answer) => {
-                if let Some(from) = &from
-                    && from.add(bytes) > MAX_QUEUED_BYTES
-                {
-                    from.take(bytes);
-                    let message = "too many calls wait for built-in workers; let some be answered first";
-                    self.advance(answered(conn, id, Err(ErrorBody::new("limit_reached", message))), deliveries);
-                    return None;
-                }
-                self.answer_later(conn, id, answer, from.clone().map(|from| (from, bytes)));
-                from
-            }
+            Reply::Later(answer) => self.take_on(conn, id, answer, bytes, from, deliveries),
         }
+    }
+
+    /// Has an answer worked out in a task of its own, unless its caller has too many of them.
+    fn take_on(
+        self: &Arc<Self>,
+        conn: ConnId,
+        id: Uuid,
+        answer: BoxFuture<'static, Answer>,
+        bytes: usize,
+        from: Option<Arc<Pressure>>,
+        deliveries: &mut VecDeque<Delivery>,
+    ) -> Option<Arc<Pressure>> {
+        if let Some(from) = &from
+            && from.add(bytes) > MAX_QUEUED_BYTES
+        {
+            from.take(bytes);
+            let message = "too many calls wait for built-in workers; let some be answered first";
+            self.advance(answered(conn, id, Err(ErrorBody::new("limit_reached", message))), deliveries);
+            return None;
+        }
+        self.answer_later(conn, id, answer, from.clone().map(|from| (from, bytes)));
+        from
     }
 
     fn answer_later(
@@ -349,8 +378,10 @@ impl Hub {
                         deliveries.push_back(Delivery::Call { builtin, conn, call, caller, from });
                     }
                     Effect::Request { conn, call } => {
+                        let from = from.and_then(|from| state.queues.get(&from));
+                        let from = from.map(|queue| Arc::clone(&queue.in_process));
                         match state.requests.get(&(conn, call.function_id.clone())).map(Arc::clone) {
-                            Some(request) => deliveries.push_back(Delivery::Request { request, conn, call }),
+                            Some(request) => deliveries.push_back(Delivery::Request { request, conn, call, from }),
                             None => {
                                 let message = "functions with `invocation` need worker `iii-http-functions`";
                                 let error = Err(ErrorBody::new("function_not_invokable", message));
@@ -424,7 +455,7 @@ impl Drop for Waiting {
 impl State {
     fn send(&self, conn: ConnId, message: Message, caller: Option<Uuid>) -> Option<Arc<Pressure>> {
         let queue = self.queues.get(&conn)?;
-        let bytes = payload_bytes(&message) + OVERHEAD;
+        let bytes = weight(&message);
         let queued = queue.pressure.add(bytes);
         if queued > MAX_QUEUED_BYTES + bytes || queue.sender.send(Outgoing { message, caller, bytes }).is_err() {
             warn!(conn = conn.0, queued, "worker does not read, connection closed");
@@ -459,15 +490,36 @@ fn invocation(call: InvokeFunction) -> Invocation {
     }
 }
 
-/// Of what a message carries; the rest counts as its overhead.
-fn payload_bytes(message: &Message) -> usize {
-    let payload = match message {
-        Message::InvokeFunction(call) => call.data.as_ref(),
-        Message::InvocationResult(result) => result.result.as_ref(),
-        Message::RegisterTrigger(trigger) => trigger.config.as_ref(),
-        _ => None,
+/// The memory that a message takes, about.
+fn weight(message: &Message) -> usize {
+    let carried = match message {
+        Message::InvokeFunction(call) => weight_of_call(call),
+        Message::InvocationResult(result) => {
+            let InvocationResult { function_id, result, error, traceparent, baggage, .. } = result;
+            let error = error.as_ref().map_or(0, |error| {
+                error.code.len() + error.message.len() + error.stacktrace.as_ref().map_or(0, String::len)
+            });
+            function_id.len() + raw_len(result.as_ref()) + error + text_len(traceparent) + text_len(baggage)
+        }
+        Message::RegisterTrigger(trigger) => {
+            trigger.function_id.len() + raw_len(trigger.config.as_ref()) + raw_len(trigger.metadata.as_ref())
+        }
+        _ => 0,
     };
+    carried + OVERHEAD
+}
+
+fn weight_of_call(call: &InvokeFunction) -> usize {
+    let InvokeFunction { function_id, data, traceparent, baggage, metadata, .. } = call;
+    function_id.len() + raw_len(data.as_ref()) + raw_len(metadata.as_ref()) + text_len(traceparent) + text_len(baggage)
+}
+
+fn raw_len(payload: Option<&Raw>) -> usize {
     payload.map_or(0, |payload| payload.get().len())
+}
+
+fn text_len(text: &Option<String>) -> usize {
+    text.as_ref().map_or(0, String::len)
 }
 
 fn unix_us() -> u64 {

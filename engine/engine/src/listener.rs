@@ -59,6 +59,15 @@ impl Listener {
         Self { middleware: None, rbac: None, ..self.clone() }
     }
 
+    /// The functions that it asks.
+    pub(crate) fn functions(&self) -> impl Iterator<Item = String> {
+        let rbac = self.rbac.as_ref();
+        let asked =
+            rbac.map(|rbac| [&rbac.auth_function_id, &rbac.on_function, &rbac.on_trigger, &rbac.on_trigger_type]);
+        let asked = asked.into_iter().flatten().flatten().chain(&self.middleware);
+        asked.cloned().collect::<Vec<_>>().into_iter()
+    }
+
     /// From its block; `None` is a block without keys.
     ///
     /// # Errors

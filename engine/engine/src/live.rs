@@ -101,6 +101,7 @@ pub async fn serve(config: Config, logging: Logging, stop: CancellationToken) ->
         for (socket, listener) in listening {
             live.listen(socket, listener);
         }
+        live.protect();
         let guests = Shared::new(hub, Arc::clone(&live.services), config.listeners[0].open(), live.stop.clone());
         tasks.spawn(accept_vms(vm_listener, guests));
         started = live.children.start(&config).await;
@@ -341,7 +342,12 @@ impl Live {
             }
         }
         for entry in plan.changed.into_iter().chain(plan.added) {
-            self.replace(entry).await;
+            // The others hold on to the one they were made with.
+            if entry.name == builtin_configuration::NAME {
+                warn!("reload: settings of `{}` take effect when the engine is started anew", entry.name);
+            } else {
+                self.replace(entry).await;
+            }
         }
         self.reload_listeners(&wanted.listeners).await;
         if wanted.sandbox != self.config.sandbox {
@@ -375,7 +381,7 @@ impl Live {
                 builtin_configuration::check(&schema, block).map_err(problem)?;
             }
         }
-        let first = self.listeners.first().map(|listening| (&listening.listener.host, listening.listener.port));
+        let first = self.config.listeners.first().map(|listener| (&listener.host, listener.port));
         let then = wanted.listeners.first().map(|listener| (&listener.host, listener.port));
         if first != then {
             return Err("the first listener moves with a new start of the engine only".to_owned());
@@ -426,7 +432,17 @@ impl Live {
         }
     }
 
+    /// New addresses are bound before anything is closed: one that cannot be bound changes nothing.
     async fn reload_listeners(&mut self, wanted: &[Listener]) {
+        let address = |listener: &Listener| (listener.host.clone(), listener.port);
+        let taken: Vec<_> = self.listeners.iter().map(|listening| address(&listening.listener)).collect();
+        let mut sockets = Vec::new();
+        for listener in wanted.iter().filter(|listener| !taken.contains(&address(listener))) {
+            match bind(listener).await {
+                Ok(socket) => sockets.push((socket, listener.clone())),
+                Err(error) => return error!("reload: {}; listeners stay as they are", chain(&error)),
+            }
+        }
         let (kept, gone): (Vec<Listening>, Vec<Listening>) =
             std::mem::take(&mut self.listeners).into_iter().partition(|listening| wanted.contains(&listening.listener));
         self.listeners = kept;
@@ -434,18 +450,26 @@ impl Live {
             info!("reload: {}:{} is closed", listening.listener.host, listening.listener.port);
             listening.stop.cancel();
             let _ = listening.accepting.await;
+            // The same address under other rules.
+            let same = |listener: &&Listener| address(listener) == address(&listening.listener);
+            if let Some(listener) = wanted.iter().find(same) {
+                match bind(listener).await {
+                    Ok(socket) => sockets.push((socket, listener.clone())),
+                    Err(error) => error!("reload: {}", chain(&error)),
+                }
+            }
         }
-        for listener in wanted {
-            if self.listeners.iter().any(|listening| listening.listener == *listener) {
-                continue;
-            }
-            match bind(listener).await {
-                Ok(socket) => self.listen(socket, listener.clone()),
-                Err(error) => error!("reload: {}", chain(&error)),
-            }
+        for (socket, listener) in sockets {
+            self.listen(socket, listener);
         }
         self.listeners.sort_by_key(|listening| wanted.iter().position(|listener| *listener == listening.listener));
         self.config.listeners = self.listeners.iter().map(|listening| listening.listener.clone()).collect();
+        self.protect();
+    }
+
+    /// Nobody but host's workers offers what listeners ask.
+    fn protect(&self) {
+        self.hub.protect(self.config.listeners.iter().flat_map(Listener::functions).collect());
     }
 }
 

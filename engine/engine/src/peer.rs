@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::{Message as Frame, WebSocket};
-use engine_protocol::{MAX_FRAME_BYTES, Message, Outbound, decode, with_caller};
+use engine_protocol::{MAX_FRAME_BYTES, Message, Outbound, decode};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,9 @@ use crate::progress::Progress;
 
 /// A peer that takes nothing for this long is gone, whatever its socket says.
 const WRITE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a connection that ends may take to say so.
+const PARTING: Duration = Duration::from_secs(2);
 
 /// Messages up to this size are written together, larger ones from where they are.
 const SMALL_BYTES: usize = 16 * 1024;
@@ -49,8 +52,16 @@ pub(crate) async fn serve(
     let (pings, pongs) = mpsc::channel(PONGS);
     let writing = write(sink, Queue { outbound, pressure: &pressure, pongs }, &progress, WRITE_PATIENCE);
     let reading = async {
-        if let Err(error) = read(source, &hub, &access, conn, &pings).await {
-            debug!(conn = conn.0, %error, "connection broke");
+        match read(source, &hub, &access, conn, &pings).await {
+            Ok(()) => {
+                // A peer that says it leaves waits to hear the same; the writer ends with that.
+                let parting = async {
+                    let _ = pings.send(Control::Close).await;
+                    std::future::pending::<()>().await;
+                };
+                let _ = tokio::time::timeout(PARTING, parting).await;
+            }
+            Err(error) => debug!(conn = conn.0, %error, "connection broke"),
         }
     };
     tokio::select! {
@@ -77,7 +88,7 @@ async fn read(
     hub: &Arc<Hub>,
     access: &Access,
     conn: engine_router::ConnId,
-    pings: &mpsc::Sender<Vec<u8>>,
+    pings: &mpsc::Sender<Control>,
 ) -> Result<(), ReadError> {
     let mut incoming = Incoming::default();
     while incoming.fill(&mut source).await? > 0 {
@@ -85,7 +96,7 @@ async fn read(
             match event {
                 Event::Text(text) => receive(hub, access, conn, text).await,
                 Event::Binary(bytes) => binary(hub, access, conn, bytes).await,
-                Event::Ping(payload) => drop(pings.try_send(payload.to_vec())),
+                Event::Ping(payload) => drop(pings.try_send(Control::Pong(payload.to_vec()))),
                 Event::Close => return Ok(()),
             }
         }
@@ -98,12 +109,19 @@ struct Queue<'a> {
     outbound: mpsc::UnboundedReceiver<Outgoing>,
     /// Of `outbound`.
     pressure: &'a Pressure,
-    pongs: mpsc::Receiver<Vec<u8>>,
+    pongs: mpsc::Receiver<Control>,
 }
 
 enum Item {
     Message(Outbound),
+    Control(Control),
+}
+
+/// An answer to one of the peer's control frames.
+enum Control {
     Pong(Vec<u8>),
+    /// The last frame there is.
+    Close,
 }
 
 impl Queue<'_> {
@@ -111,14 +129,14 @@ impl Queue<'_> {
     async fn next(&mut self) -> Option<Item> {
         tokio::select! {
             biased;
-            Some(payload) = self.pongs.recv() => Some(Item::Pong(payload)),
+            Some(control) = self.pongs.recv() => Some(Item::Control(control)),
             message = self.outbound.recv() => message.map(|message| self.taken(message)),
         }
     }
 
     fn next_at_hand(&mut self) -> Option<Item> {
-        if let Ok(payload) = self.pongs.try_recv() {
-            return Some(Item::Pong(payload));
+        if let Ok(control) = self.pongs.try_recv() {
+            return Some(Item::Control(control));
         }
         self.outbound.try_recv().ok().map(|message| self.taken(message))
     }
@@ -131,14 +149,10 @@ impl Queue<'_> {
 
 /// A message's bytes. A call tells its handler who calls.
 fn outbound(outgoing: Outgoing) -> Outbound {
-    let Outgoing { mut message, caller, .. } = outgoing;
-    if let (Message::InvokeFunction(call), Some(caller)) = (&mut message, caller)
-        && let Some(data) = call.data.take()
-    {
-        // Data was JSON when it arrived: it has a caller put in, or needs none.
-        call.data = with_caller(data, &caller.to_string()).ok();
+    match (outgoing.message, outgoing.caller) {
+        (Message::InvokeFunction(call), Some(caller)) => call.into_outbound_from(caller),
+        (message, _) => message.into_outbound(),
     }
-    message.into_outbound()
 }
 
 /// Sends what is queued, until the peer has gone or takes nothing for as long as `patience`.
@@ -146,20 +160,22 @@ async fn write(mut sink: impl AsyncWrite + Unpin, mut queue: Queue<'_>, progress
     let mut batch = Vec::new();
     while let Some(first) = queue.next().await {
         let sending = async {
-            let mut next = Some(first);
+            let (mut next, mut last) = (Some(first), false);
             while let Some(item) = next {
+                last = matches!(item, Item::Control(Control::Close));
                 send(&mut sink, &mut batch, item).await?;
                 if batch.len() >= BATCH_BYTES {
                     write_all(&mut sink, &mut [IoSlice::new(&batch)]).await?;
                     batch.clear();
                 }
-                next = queue.next_at_hand();
+                next = if last { None } else { queue.next_at_hand() };
             }
             write_all(&mut sink, &mut [IoSlice::new(&batch)]).await?;
             batch.clear();
-            sink.flush().await
+            sink.flush().await?;
+            Ok::<_, io::Error>(last)
         };
-        if !matches!(progress.wait(patience, sending).await, Ok(Ok(()))) {
+        if !matches!(progress.wait(patience, sending).await, Ok(Ok(false))) {
             return;
         }
         batch.shrink_to(BATCH_BYTES);
@@ -170,8 +186,12 @@ async fn write(mut sink: impl AsyncWrite + Unpin, mut queue: Queue<'_>, progress
 async fn send(sink: &mut (impl AsyncWrite + Unpin), batch: &mut Vec<u8>, item: Item) -> io::Result<()> {
     let message = match item {
         Item::Message(message) => message,
-        Item::Pong(payload) => {
+        Item::Control(Control::Pong(payload)) => {
             frames::pong(batch, &payload);
+            return Ok(());
+        }
+        Item::Control(Control::Close) => {
+            frames::close(batch);
             return Ok(());
         }
     };
@@ -266,7 +286,7 @@ pub(crate) async fn telemetry(mut socket: WebSocket, access: Access, stop: Cance
 }
 
 /// Tells a peer why it does not come in, and ends its connection.
-pub(crate) async fn refuse(mut socket: impl AsyncWrite + Unpin, why: Message) {
+pub(crate) async fn refuse(mut socket: impl AsyncRead + AsyncWrite + Unpin, why: Message) {
     let why = why.into_outbound();
     let mut bytes = Vec::new();
     frames::begin_text(&mut bytes, why.len());
@@ -274,10 +294,12 @@ pub(crate) async fn refuse(mut socket: impl AsyncWrite + Unpin, why: Message) {
     frames::close(&mut bytes);
     let telling = async {
         socket.write_all(&bytes).await?;
-        socket.shutdown().await
+        socket.shutdown().await?;
+        // Bytes that nobody reads would have the connection reset, and our words with it.
+        tokio::io::copy(&mut socket, &mut tokio::io::sink()).await
     };
     // Whoever does not listen need not know.
-    let _ = tokio::time::timeout(WRITE_PATIENCE, telling).await;
+    let _ = tokio::time::timeout(PARTING, telling).await;
 }
 
 #[cfg(test)]
@@ -349,7 +371,7 @@ mod tests {
         let pressure = Pressure::default();
         let mut wanted = Vec::new();
         let (pings, pongs) = mpsc::channel(PONGS);
-        pings.try_send(b"there?".to_vec()).expect("room");
+        assert!(pings.try_send(Control::Pong(b"there?".to_vec())).is_ok());
         frames::pong(&mut wanted, b"there?");
         for size in sizes {
             let outgoing = text(size, &pressure);

@@ -1,23 +1,22 @@
-//! Runs the programs of `tests/sdk`, written with the published SDKs, against the engine.
+//! Published SDKs against the engine: the programs of `tests/sdk`, and the published crate's own tests.
 //!
 //! ```text
-//! programs!(python_0_19_7: Sdk::Python("0.19.7"), "python", ".py")
+//! programs!(python_0_19_7: Sdk::Python("0.19.7"), "python", ".py");
 //!     │  one test per program
 //!     ▼
-//! pass(sdk, program) ──► Rig: an engine with every built-in worker, on free ports
+//! pass(sdk, program) ──► Conformance: an engine with every built-in worker, on free ports
 //!          └───────────► the program: ends with `ok`, or with what it did not expect
 //! ```
 //! Knows addresses and the word that asks for a restart. Knows nothing of what the programs check.
 //!
 //! Always true:
 //! - Each program has an engine of its own.
-//! - A program that says nothing until [`PATIENCE`] ends is killed, and its test fails with what it said and the engine's
-//!   log.
+//! - A program that has not ended after [`PATIENCE`] is killed; its test fails with what it said and the engine's log.
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use test_rig::sdk::Sdk;
@@ -29,11 +28,21 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// What a program prints when the engine is to be killed and started anew. It waits for a line then.
 const RESTART: &str = "restart the engine";
 
-/// The addresses that programs are told besides the engine's.
-struct Ports {
-    http: u16,
-    streams: u16,
-    guarded: u16,
+/// What guards the second listener in the programs.
+const GUARD: &str = r#"
+      middleware_function_id: "owner::gate"
+      rbac:
+        auth_function_id: "owner::authenticate"
+        expose_functions: ['match("owner::api::*")']"#;
+
+const QUEUES: &str = "{impatient: {max_retries: 2, backoff_ms: 100}}";
+
+/// An engine with every built-in worker, each on a port of its own where it has one.
+pub struct Conformance {
+    pub rig: Rig,
+    pub http: String,
+    pub streams: String,
+    pub guarded: String,
 }
 
 /// One test for each program, in a module that is named like the SDK.
@@ -109,17 +118,20 @@ macro_rules! programs {
 /// When it does not end well.
 pub fn pass(sdk: Sdk, program: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdk").join(program);
-    let path = path.canonicalize().unwrap_or(path);
-    let ports = Ports { http: free_port(), streams: free_port(), guarded: free_port() };
-    let mut rig = Rig::builder().workers(&ports.workers()).start_engine_only();
-    let said = rig.project().join("said");
-    let mut command = sdk.command(&path, &rig.project().join("program"));
-    let mut child = start(&mut command, &rig, &ports, &said);
+    let mut engine = Conformance::start(GUARD, QUEUES);
+    let folder = engine.rig.project().join("program");
+    let said = folder.join("said");
+    let mut command = sdk.command(&path, &folder);
+    let output = File::create(&said).expect("a file for its words");
+    command.env("III_URL", engine.rig.url()).env("III_TEST_HTTP", &engine.http);
+    command.env("III_TEST_STREAMS", &engine.streams).env("III_TEST_GUARDED", &engine.guarded);
+    command.stdin(Stdio::piped()).stdout(output.try_clone().expect("a second descriptor")).stderr(output);
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let said = || fs::read_to_string(&said).unwrap_or_default();
     let mut restarted = false;
     let ended = eventually(PATIENCE, || {
         if !restarted && said().contains(RESTART) {
-            rig.kill_and_restart_engine();
+            engine.rig.kill_and_restart_engine();
             writeln!(child.stdin.as_ref()?, "restarted").expect("the program listens");
             restarted = true;
         }
@@ -133,30 +145,20 @@ pub fn pass(sdk: Sdk, program: &str) {
     assert!(ok, "{program} with {sdk:?}: {ended:?}\n{}", said());
 }
 
-fn start(command: &mut Command, rig: &Rig, ports: &Ports, said: &Path) -> Child {
-    let said = File::create(said).expect("a file for its words");
-    command.env("III_URL", rig.url());
-    command.env("III_TEST_HTTP", format!("http://127.0.0.1:{}", ports.http));
-    command.env("III_TEST_STREAMS", format!("ws://127.0.0.1:{}", ports.streams));
-    command.env("III_TEST_GUARDED", format!("ws://127.0.0.1:{}", ports.guarded));
-    command.stdin(Stdio::piped()).stdout(said.try_clone().expect("a second descriptor")).stderr(said);
-    command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
-}
-
-impl Ports {
-    /// Every built-in worker, each on a port of its own where it has one.
-    fn workers(&self) -> String {
-        let Self { http, streams, guarded } = self;
-        format!(
-            r#"
+impl Conformance {
+    /// `guard` is what the second listener's block holds besides its address, `queues` are the named queues; both YAML.
+    ///
+    /// # Panics
+    /// When the engine does not start.
+    #[must_use]
+    pub fn start(guard: &str, queues: &str) -> Self {
+        let [http, streams, guarded] = [free_port(), free_port(), free_port()];
+        let workers = format!(
+            "
   - name: iii-worker-manager
     config:
       host: 127.0.0.1
-      port: {guarded}
-      middleware_function_id: "owner::gate"
-      rbac:
-        auth_function_id: "owner::authenticate"
-        expose_functions: ['match("owner::api::*")']
+      port: {guarded}{guard}
   - name: iii-observability
     config: {{prometheus: {{enabled: false}}}}
   - name: iii-state
@@ -169,8 +171,14 @@ impl Ports {
   - name: iii-http-functions
     config: {{security: {{block_private_ips: false, require_https: false}}}}
   - name: iii-queue
-    config: {{queue_configs: {{impatient: {{max_retries: 2, backoff_ms: 100}}}}}}
-"#
-        )
+    config: {{queue_configs: {queues}}}
+"
+        );
+        Self {
+            rig: Rig::builder().workers(&workers).start_engine_only(),
+            http: format!("http://127.0.0.1:{http}"),
+            streams: format!("ws://127.0.0.1:{streams}"),
+            guarded: format!("ws://127.0.0.1:{guarded}"),
+        }
     }
 }

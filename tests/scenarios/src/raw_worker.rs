@@ -227,7 +227,7 @@ impl RawWorker {
         Ok(self.heard.drain(..).collect())
     }
 
-    /// Says goodbye, and returns when the engine has forgotten it.
+    /// Says goodbye, and returns when the engine has ended the connection.
     ///
     /// # Errors
     /// [`Lost::Silent`]: it has not.

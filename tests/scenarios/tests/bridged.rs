@@ -115,7 +115,7 @@ fn engines_that_share_streams_of_another_see_each_others_events() {
     worker.bind(&near, "stream", "chat::seen", &json!({ "stream_name": "chat" }));
     let subscribed = eventually(PATIENCE, || {
         let all = far.call("engine::registered-triggers::list", &json!({ "include_internal": true })).to_string();
-        (all.matches("bridge::stream-events::").count() >= 2).then_some(())
+        (all.matches("stream-bridge::").count() >= 2).then_some(())
     });
     assert!(subscribed.is_some(), "{}", far.log());
     for (engine, data) in [(&near, "mine"), (&beside, "theirs")] {

@@ -1,7 +1,7 @@
 // Functions behind HTTP routes: parameters, bodies, statuses, middleware, and bodies that are streamed.
 
 import assert from 'node:assert/strict'
-import { HTTP, connect, done, http, there, until } from './world.mjs'
+import { HTTP, call, connect, done, http, there, until } from './world.mjs'
 
 const iii = connect('web')
 
@@ -20,6 +20,14 @@ const upload = http(async (request, response) => {
   response.stream.end(String(size))
 })
 
+let goOn
+const gone = new Promise((resolve) => (goOn = resolve))
+const ticks = http(async (_, response) => {
+  response.stream.write('one ')
+  await gone
+  response.stream.end('two')
+})
+
 const gate = async ({ request }) =>
   request.headers['x-key'] === 'let-me-in'
     ? { action: 'continue' }
@@ -29,11 +37,13 @@ const broken = async () => {
   throw new Error('a fault of the handler')
 }
 
-for (const [name, handler] of Object.entries({ user, upload, gate, broken })) iii.registerFunction(`web::${name}`, handler)
-await there(iii, 'web::user', 'web::upload', 'web::gate', 'web::broken')
+const handlers = { user, upload, ticks, 'go-on': async () => goOn(), gate, broken }
+for (const [name, handler] of Object.entries(handlers)) iii.registerFunction(`web::${name}`, handler)
+await there(iii, ...Object.keys(handlers).map((name) => `web::${name}`))
 for (const [function_id, api_path, http_method, more] of [
   ['web::user', 'node/users/:id', 'POST', {}],
   ['web::upload', 'node/upload', 'PUT', {}],
+  ['web::ticks', 'node/ticks', 'GET', {}],
   ['web::user', 'node/guarded/:id', 'POST', { middleware_function_ids: ['web::gate'] }],
   ['web::broken', '/node/broken', 'GET', {}],
 ]) {
@@ -57,4 +67,11 @@ assert.equal((await ask('GET', 'node/nowhere')).status, 404)
 const sent = await ask('PUT', 'node/upload', 'x'.repeat(5_000_000), { 'content-type': 'application/octet-stream' })
 assert.equal(sent.status, 202)
 assert.equal(await sent.text(), 'got 5000000')
+
+let said = ''
+for await (const piece of (await ask('GET', 'node/ticks')).body.pipeThrough(new TextDecoderStream())) {
+  said += piece
+  if (said === 'one ') await call(iii, 'web::go-on') // while the route's handler still waits
+}
+assert.equal(said, 'one two')
 done()

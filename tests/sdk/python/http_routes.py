@@ -1,10 +1,11 @@
 """Functions behind HTTP routes: parameters, bodies, statuses, middleware, and bodies that are streamed."""
 
+import asyncio
 import json
 import urllib.error
 import urllib.request
 
-from world import HTTP, connect, done, http, there, until
+from world import HTTP, call, connect, done, http, there, until
 
 iii = connect("web")
 
@@ -24,6 +25,20 @@ async def upload(request, response):
     await response.writer.close_async()
 
 
+go_on = asyncio.Event()
+
+
+async def ticks(request, response):
+    await response.writer.write(b"one ")
+    await go_on.wait()
+    await response.writer.write(b"two")
+    await response.writer.close_async()
+
+
+async def told_to_go_on(data):
+    go_on.set()
+
+
 async def gate(data):
     if data["request"]["headers"].get("x-key") != "let-me-in":
         return {"action": "respond", "response": {"status_code": 401, "body": {"error": "no key"}}}
@@ -36,12 +51,15 @@ async def broken(data):
 
 iii.register_function("web::user", user)
 iii.register_function("web::upload", http(upload))
+iii.register_function("web::ticks", http(ticks))
+iii.register_function("web::go-on", told_to_go_on)
 iii.register_function("web::gate", gate)
 iii.register_function("web::broken", broken)
-there(iii, "web::user", "web::upload", "web::gate", "web::broken")
+there(iii, "web::user", "web::upload", "web::ticks", "web::go-on", "web::gate", "web::broken")
 for function, path, method, more in [
     ("web::user", "py/users/:id", "POST", {}),
     ("web::upload", "py/upload", "PUT", {}),
+    ("web::ticks", "py/ticks", "GET", {}),
     ("web::user", "py/guarded/:id", "POST", {"middleware_function_ids": ["web::gate"]}),
     ("web::broken", "/py/broken", "GET", {}),
 ]:
@@ -70,4 +88,8 @@ assert status == 500 and json.loads(body)["error"]["code"] == "invocation_failed
 assert ask("GET", "py/nowhere")[0] == 404
 status, _, body = ask("PUT", "py/upload", b"x" * 5_000_000, content_type="application/octet-stream")
 assert (status, body) == (202, b"got 5000000"), (status, body)
+with urllib.request.urlopen(f"{HTTP}/py/ticks", timeout=60) as answer:
+    assert answer.read(4) == b"one "  # while its handler still waits
+    call(iii, "web::go-on")
+    assert answer.read() == b"two"
 done()

@@ -14,6 +14,7 @@
 //!   is told ([`supported`]) and stands in the table of drivers.
 
 mod driver;
+mod otlp;
 mod processes;
 mod prometheus;
 mod rabbitmq;
@@ -24,6 +25,7 @@ pub mod sdk;
 mod view;
 
 pub use driver::{Driver, Feature, supported};
+pub use otlp::{OtlpReceiver, OtlpServer, Received, attribute};
 pub use processes::{Process, descendants, eventually, kill, wait_gone};
 pub use prometheus::Prometheus;
 pub use rabbitmq::TestRabbitMq;

@@ -121,18 +121,18 @@ fn place_modules(program: &Path, packages: &Path, folder: &Path) {
 }
 
 /// Builds a package with dependencies of its own, and returns its program.
-///
-/// # Panics
-/// When it does not build.
-#[must_use]
-pub fn build(package: &Path) -> PathBuf {
-    let target = bin_dir().join("../sdk");
-    run(Command::new("cargo")
-        .args(["build", "--quiet", "--locked", "--manifest-path"])
-        .arg(package.join("Cargo.toml"))
-        .arg("--target-dir")
-        .arg(&target));
+fn build(package: &Path) -> PathBuf {
+    let target = own_target();
+    let mut command = Command::new("cargo");
+    command.args(["build", "--quiet", "--locked", "--manifest-path"]).arg(package.join("Cargo.toml"));
+    run(command.arg("--target-dir").arg(&target));
     target.join("debug/sdk-programs")
+}
+
+/// Where packages outside the workspace are built.
+#[must_use]
+pub fn own_target() -> PathBuf {
+    bin_dir().join("../sdk")
 }
 
 /// A folder of the user's cache that `install` has filled, now or earlier. Other tests wait meanwhile.

@@ -99,6 +99,21 @@ fn open() -> HttpFunctions {
     HttpFunctions::new(policy(security).expect("settings")).expect("a worker")
 }
 
+#[tokio::test]
+async fn the_environment_is_closed_to_who_is_not_allowed_to_read_it() {
+    let checked = async |allowed: Value| {
+        let security = json!({ "security": { "block_private_ips": false, "env_allowlist": allowed } });
+        let worker = HttpFunctions::new(policy(security).expect("settings")).expect("a worker");
+        let auth = json!({ "type": "bearer", "token_key": VARIABLE });
+        let invocation = json!({ "url": "https://127.0.0.1/", "auth": auth });
+        worker.check("shop::order", &raw(&invocation)).await.map(drop).map_err(|error| error.code)
+    };
+    for allowed in [json!([]), json!(["SHOP_*"])] {
+        assert_eq!(checked(allowed).await, Err("token_not_found".to_owned()));
+    }
+    assert_eq!(checked(json!(["SHOP_*", VARIABLE])).await, Ok(()));
+}
+
 async fn call(invocation: Value, data: Option<Value>) -> Answer {
     let function = open().check("shop::order", &raw(&invocation)).await?;
     function.call(data.as_ref().map(raw), Trace::default()).await

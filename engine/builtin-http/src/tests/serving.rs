@@ -100,6 +100,23 @@ async fn one_port_can_be_opened_to_other_hosts_and_closed_again() {
 }
 
 #[tokio::test]
+async fn an_address_that_was_lost_is_taken_again_with_the_next_settings() {
+    let engine = FakeEngine::new();
+    engine.offer_value("f", json!({}));
+    let (http, _) = listening(&engine, json!({})).await;
+    bind(&http, "f", json!({"api_path": "x"}));
+    let settings = || json!({"host": "127.0.0.1", "port": 0});
+    http.lose_its_address().await;
+    assert_eq!(http.address().await, None);
+    http.apply(settings()).await.expect("the address it had");
+    let address = http.address().await.expect("it listens");
+    assert_eq!(send(address, request("GET", "/x")).await.status, 200);
+    http.stop().await;
+    http.apply(settings()).await.expect("settings");
+    assert_eq!(http.address().await, None, "a stop is for good");
+}
+
+#[tokio::test]
 async fn other_settings_count_from_the_next_request_on() {
     let engine = FakeEngine::new();
     engine.offer_value("f", json!({}));

@@ -8,24 +8,15 @@ use engine_builtin::{Answer, BoxFuture, Builtin, ChannelRef, EngineApi, Invocati
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
-use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
-    MetricsService, MetricsServiceServer,
-};
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use prost::Message;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::RootCertStore;
 use serde_json::{Value, json};
+use test_rig::{OtlpReceiver, OtlpServer, attribute};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
-use tonic::{Request, Response, Status};
 
-use super::convert::{Logs, Metrics};
-use super::{Roots, Signal};
+use super::Roots;
 use crate::Observability;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -60,101 +51,6 @@ impl EngineApi for Quiet {
     }
 }
 
-/// What has arrived: names of spans, bodies of logs, names of metrics; and the last `authorization` of each signal.
-#[derive(Debug, Clone, Default)]
-struct Received {
-    spans: Vec<String>,
-    span: Option<opentelemetry_proto::tonic::trace::v1::Span>,
-    services: Vec<String>,
-    logs: Vec<String>,
-    metrics: Vec<String>,
-    authorization: Vec<String>,
-}
-
-impl Received {
-    fn traces(&mut self, request: ExportTraceServiceRequest) {
-        for from in request.resource_spans {
-            self.services.push(format!("{:?}", from.resource));
-            let spans = from.scope_spans.into_iter().flat_map(|by| by.spans);
-            spans.for_each(|span| {
-                self.spans.push(span.name.clone());
-                self.span = Some(span);
-            });
-        }
-    }
-
-    fn logs(&mut self, request: <Logs as Signal>::Request) {
-        let records = request.resource_logs.into_iter().flat_map(|from| from.scope_logs).flat_map(|by| by.log_records);
-        self.logs.extend(records.map(|record| format!("{:?}", record.body)));
-    }
-
-    fn metrics(&mut self, request: <Metrics as Signal>::Request) {
-        let metrics =
-            request.resource_metrics.into_iter().flat_map(|from| from.scope_metrics).flat_map(|by| by.metrics);
-        self.metrics.extend(metrics.map(|metric| metric.name));
-    }
-}
-
-#[derive(Clone)]
-struct Receiver(Arc<watch::Sender<Received>>);
-
-impl Receiver {
-    fn new() -> Self {
-        Self(Arc::new(watch::Sender::default()))
-    }
-
-    fn note<T>(&self, request: Request<T>, take: impl FnOnce(&mut Received, T)) {
-        let authorization = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-        let authorization = authorization.unwrap_or_default().to_owned();
-        self.0.send_modify(|received| {
-            received.authorization.push(authorization);
-            take(received, request.into_inner());
-        });
-    }
-
-    async fn until(&self, wanted: impl Fn(&Received) -> bool) -> Received {
-        let mut changes = self.0.subscribe();
-        let seen = tokio::time::timeout(PATIENCE, changes.wait_for(|received| wanted(received))).await;
-        match seen {
-            Ok(seen) => seen.expect("a sender").clone(),
-            Err(_) => panic!("received only {:?}", self.0.borrow()),
-        }
-    }
-}
-
-#[tonic::async_trait]
-impl TraceService for Receiver {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        self.note(request, Received::traces);
-        Ok(Response::new(Default::default()))
-    }
-}
-
-#[tonic::async_trait]
-impl LogsService for Receiver {
-    async fn export(
-        &self,
-        request: Request<<Logs as Signal>::Request>,
-    ) -> Result<Response<<Logs as Signal>::Response>, Status> {
-        self.note(request, Received::logs);
-        Ok(Response::new(Default::default()))
-    }
-}
-
-#[tonic::async_trait]
-impl MetricsService for Receiver {
-    async fn export(
-        &self,
-        request: Request<<Metrics as Signal>::Request>,
-    ) -> Result<Response<<Metrics as Signal>::Response>, Status> {
-        self.note(request, Received::metrics);
-        Ok(Response::new(Default::default()))
-    }
-}
-
 /// A throw-away authority, and a server's certificate by it; the authority is the same for the whole process.
 struct Authority {
     root: rustls::pki_types::CertificateDer<'static>,
@@ -181,32 +77,18 @@ fn private_roots() -> RootCertStore {
     roots
 }
 
-/// Serves until the guard is dropped.
-async fn grpc(receiver: &Receiver, address: &str, tls: bool) -> (SocketAddr, tokio_util::sync::DropGuard) {
-    let stop = tokio_util::sync::CancellationToken::new();
-    let listener = TcpListener::bind(address).await.expect("a port");
-    let address = listener.local_addr().expect("an address");
+/// Serves until the server is dropped.
+async fn grpc(receiver: &OtlpReceiver, address: &str, tls: bool) -> OtlpServer {
     let mut server = Server::builder();
     if tls {
         let identity = Identity::from_pem(&authority().certificate_pem, &authority().key_pem);
         server = server.tls_config(ServerTlsConfig::new().identity(identity)).expect("TLS");
     }
-    let server = server
-        .add_service(TraceServiceServer::new(receiver.clone()))
-        .add_service(LogsServiceServer::new(receiver.clone()))
-        .add_service(MetricsServiceServer::new(receiver.clone()));
-    let ended = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            served = server.serve_with_incoming(TcpIncoming::from(listener)) => served.expect("a server"),
-            () = ended.cancelled() => {}
-        }
-    });
-    (address, stop.drop_guard())
+    receiver.serve(address, server).await
 }
 
 /// OTLP over HTTP/1.1; `statuses` are answered first, one a request.
-async fn http(receiver: &Receiver, statuses: Vec<u16>) -> SocketAddr {
+async fn http(receiver: &OtlpReceiver, statuses: Vec<u16>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (receiver, statuses) = (receiver.clone(), Arc::new(Mutex::new(statuses)));
@@ -227,8 +109,7 @@ async fn http(receiver: &Receiver, statuses: Vec<u16>) -> SocketAddr {
                     let (parts, body) = request.into_parts();
                     let body = body.collect().await?.to_bytes();
                     let metadata = tonic::metadata::MetadataMap::from_headers(parts.headers);
-                    let note = |body: bytes::Bytes| Request::from_parts(metadata, tonic::Extensions::default(), body);
-                    receiver.note(note(body), |received, body| match parts.uri.path() {
+                    receiver.note(&metadata, body, |received, body| match parts.uri.path() {
                         "/otlp/v1/traces" => received.traces(Message::decode(body).expect("traces")),
                         "/otlp/v1/logs" => received.logs(Message::decode(body).expect("logs")),
                         "/otlp/v1/metrics" => received.metrics(Message::decode(body).expect("metrics")),
@@ -285,22 +166,21 @@ fn metric(name: &str) -> Vec<u8> {
 }
 
 /// Sends one of each kind and sees it arrive, with its headers and types.
-async fn one_of_each_arrives(worker: &Observability, receiver: &Receiver) {
+async fn one_of_each_arrives(worker: &Observability, receiver: &OtlpReceiver) {
     for frame in [span("work"), log("hello"), metric("carts")] {
         worker.ingest(&frame).expect("taken");
     }
-    let has = |names: &[String], wanted: &str| names.iter().any(|name| name.contains(wanted));
     let received = receiver
         .until(|received| {
-            has(&received.spans, "work")
-                && has(&received.logs, "hello")
-                && has(&received.metrics, "carts")
-                && has(&received.metrics, "iii.invocations.total")
+            received.span_names().contains(&"work")
+                && received.log_bodies().contains(&"hello")
+                && received.metric_names().contains(&"carts")
+                && received.metric_names().contains(&"iii.invocations.total")
         })
         .await;
     assert!(received.authorization.iter().all(|value| value == "Bearer secret"), "{:?}", received.authorization);
-    assert!(received.services.iter().all(|service| service.contains("shop")));
-    let span = received.span.expect("a span");
+    assert!(received.spans.iter().all(|(resource, _)| attribute(resource, "service.name") == Some("shop")));
+    let span = received.spans.into_iter().next_back().expect("a span").1;
     assert_eq!((span.kind, span.start_time_unix_nano, span.trace_id.len(), span.span_id.len()), (3, 7, 16, 8));
     assert_eq!(span.status.expect("a status").code, 2);
     assert!(format!("{:?}", span.attributes).contains("IntValue(5)"));
@@ -308,16 +188,16 @@ async fn one_of_each_arrives(worker: &Observability, receiver: &Receiver) {
 
 #[tokio::test]
 async fn spans_logs_and_metrics_arrive_over_grpc() {
-    let receiver = Receiver::new();
-    let (address, _server) = grpc(&receiver, "127.0.0.1:0", false).await;
-    let worker = started(format!("http://{address}"), "grpc", super::host_roots).await;
+    let receiver = OtlpReceiver::default();
+    let server = grpc(&receiver, "127.0.0.1:0", false).await;
+    let worker = started(format!("http://{}", server.address), "grpc", super::host_roots).await;
     one_of_each_arrives(&worker, &receiver).await;
     worker.stop().await;
 }
 
 #[tokio::test]
 async fn spans_logs_and_metrics_arrive_over_http() {
-    let receiver = Receiver::new();
+    let receiver = OtlpReceiver::default();
     let address = http(&receiver, Vec::new()).await;
     let worker = started(format!("http://{address}/otlp/v1/traces"), "http/protobuf", super::host_roots).await;
     one_of_each_arrives(&worker, &receiver).await;
@@ -326,25 +206,26 @@ async fn spans_logs_and_metrics_arrive_over_http() {
 
 #[tokio::test]
 async fn tls_trusts_the_authorities_it_is_given_and_no_other() {
-    let receiver = Receiver::new();
-    let (address, _server) = grpc(&receiver, "127.0.0.1:0", true).await;
-    let endpoint = format!("https://localhost:{}", address.port());
+    let receiver = OtlpReceiver::default();
+    let server = grpc(&receiver, "127.0.0.1:0", true).await;
+    let endpoint = format!("https://localhost:{}", server.address.port());
     let stranger = started(endpoint.clone(), "grpc", RootCertStore::empty).await;
     stranger.ingest(&span("stranger")).expect("taken");
     stranger.stop().await;
     let worker = started(endpoint, "grpc", private_roots).await;
     one_of_each_arrives(&worker, &receiver).await;
     worker.stop().await;
-    assert!(!receiver.0.borrow().spans.contains(&"stranger".to_owned()));
+    assert!(!receiver.received().span_names().contains(&"stranger"));
 }
 
 #[tokio::test]
 async fn nothing_queued_is_lost_while_the_receiver_is_away() {
-    let receiver = Receiver::new();
-    let (address, server) = grpc(&receiver, "127.0.0.1:0", false).await;
-    let worker = started(format!("http://{address}"), "grpc", super::host_roots).await;
+    let receiver = OtlpReceiver::default();
+    let server = grpc(&receiver, "127.0.0.1:0", false).await;
+    let worker = started(format!("http://{}", server.address), "grpc", super::host_roots).await;
     worker.ingest(&span("before")).expect("taken");
     receiver.until(|received| received.spans.len() == 1).await;
+    let address = server.address;
     drop(server);
     // Until nobody listens there any more.
     while tokio::net::TcpStream::connect(address).await.is_ok() {
@@ -357,25 +238,25 @@ async fn nothing_queued_is_lost_while_the_receiver_is_away() {
     }
     // Long enough for attempts that fail; it is what is tested.
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    let (_, _server) = grpc(&receiver, &address.to_string(), false).await;
+    let _server = grpc(&receiver, &address.to_string(), false).await;
     let received = receiver.until(|received| received.spans.len() > 2000).await;
     let expected: Vec<String> =
         std::iter::once("before".to_owned()).chain((0..2000).map(|number| format!("away {number}"))).collect();
-    assert_eq!(received.spans, expected, "each once, in order");
+    assert_eq!(received.span_names(), expected, "each once, in order");
     worker.stop().await;
 }
 
 #[tokio::test]
 async fn busy_answers_are_tried_again_and_refusals_are_not() {
-    let receiver = Receiver::new();
+    let receiver = OtlpReceiver::default();
     // The last is answered first.
     let address = http(&receiver, vec![429, 503]).await;
     let worker = started_quiet(format!("http://{address}/otlp")).await;
     worker.ingest(&span("again")).expect("taken");
-    receiver.until(|received| received.spans == ["again"]).await;
+    receiver.until(|received| received.span_names() == ["again"]).await;
     worker.stop().await;
 
-    let receiver = Receiver::new();
+    let receiver = OtlpReceiver::default();
     let address = http(&receiver, vec![400]).await;
     let worker = started_quiet(format!("http://{address}/otlp")).await;
     worker.ingest(&span("refused")).expect("taken");
@@ -386,7 +267,7 @@ async fn busy_answers_are_tried_again_and_refusals_are_not() {
     };
     tokio::time::timeout(PATIENCE, counted).await.expect("the refused span is counted");
     worker.ingest(&span("next")).expect("taken");
-    receiver.until(|received| received.spans == ["next"]).await;
+    receiver.until(|received| received.span_names() == ["next"]).await;
     worker.stop().await;
 }
 
@@ -401,19 +282,19 @@ async fn started_quiet(endpoint: String) -> Arc<Observability> {
 
 #[tokio::test]
 async fn what_is_queued_is_sent_before_the_end() {
-    let receiver = Receiver::new();
-    let (address, _server) = grpc(&receiver, "127.0.0.1:0", false).await;
-    let worker = started(format!("http://{address}"), "grpc", super::host_roots).await;
+    let receiver = OtlpReceiver::default();
+    let server = grpc(&receiver, "127.0.0.1:0", false).await;
+    let worker = started(format!("http://{}", server.address), "grpc", super::host_roots).await;
     (0..700).for_each(|number| worker.ingest(&span(&number.to_string())).expect("taken"));
     worker.stop().await;
-    assert_eq!(receiver.0.borrow().spans.len(), 700);
+    assert_eq!(receiver.received().spans.len(), 700);
 }
 
 #[tokio::test]
 async fn logs_go_where_changed_settings_say() {
-    let receiver = Receiver::new();
-    let (address, _server) = grpc(&receiver, "127.0.0.1:0", false).await;
-    let worker = started(format!("http://{address}"), "grpc", super::host_roots).await;
+    let receiver = OtlpReceiver::default();
+    let server = grpc(&receiver, "127.0.0.1:0", false).await;
+    let worker = started(format!("http://{}", server.address), "grpc", super::host_roots).await;
     worker.ingest(&log("first")).expect("taken");
     receiver.until(|received| received.logs.len() == 1).await;
     let memory = json!({"logs_exporter": "memory", "prometheus": {"enabled": false}});
@@ -427,6 +308,6 @@ async fn logs_go_where_changed_settings_say() {
     worker.apply(both).await.expect("applied");
     worker.ingest(&log("second")).expect("taken");
     let received = receiver.until(|received| received.logs.len() == 2).await;
-    assert!(received.logs[1].contains("second"), "{:?}", received.logs);
+    assert_eq!(received.log_bodies(), ["first", "second"]);
     worker.stop().await;
 }

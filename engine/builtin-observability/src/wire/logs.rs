@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{AnyValue, Items, KeyValue, Scalar, WireResource, WireScope, attributes, resource, scope};
+use super::{AnyValue, Items, KeyValue, Scalar, WireResource, WireScope, attributes, request, resource, scope};
 use crate::attribute::Budget;
 use crate::log::{LogRecord, Severity};
 
@@ -57,9 +57,9 @@ struct WireRecord<'a> {
 /// Reads a log export request that arrived at `now_unix_nano`, which stands in for times that are missing.
 ///
 /// # Errors
-/// What is no JSON of this shape.
+/// What is no JSON of this shape, or too much of it.
 pub(crate) fn logs(json: &str, now_unix_nano: u64) -> Result<Vec<LogRecord>, serde_json::Error> {
-    let request: Request<'_> = serde_json::from_str(json)?;
+    let request: Request<'_> = request(json)?;
     let mut records = Vec::new();
     for from in request.resource_logs.iter().flatten() {
         let resource = resource(&from.resource);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{Items, KeyValue, Scalar, WireResource, WireScope, attributes, resource, scope};
+use super::{Items, KeyValue, Scalar, WireResource, WireScope, attributes, request, resource, scope};
 use crate::attribute::Budget;
 use crate::metric::{Distribution, Kind, Metric, Point, PointValue};
 
@@ -91,9 +91,9 @@ struct WirePoint<'a> {
 /// without a name, or of a kind we do not keep (exponential histograms, summaries), are left out.
 ///
 /// # Errors
-/// What is no JSON of this shape.
+/// What is no JSON of this shape, or too much of it.
 pub(crate) fn metrics(json: &str, now_unix_nano: u64) -> Result<Vec<Metric>, serde_json::Error> {
-    let request: Request<'_> = serde_json::from_str(json)?;
+    let request: Request<'_> = request(json)?;
     let mut metrics = Vec::new();
     for from in request.resource_metrics.iter().flatten() {
         let resource = resource(&from.resource);
@@ -145,16 +145,7 @@ fn metric(wire: &WireMetric<'_>, now_unix_nano: u64) -> Option<Metric> {
             value,
         });
     }
-    Some(Metric {
-        name,
-        description,
-        unit,
-        kind,
-        points,
-        resource: Arc::default(),
-        scope: Arc::default(),
-        weight: budget.spent(),
-    })
+    Some(Metric { name, description, unit, kind, points, resource: Arc::default(), scope: Arc::default() })
 }
 
 /// OTLP's number for it; anything else counts as cumulative.

@@ -2,6 +2,7 @@
 //!
 //! Text is borrowed from the frame until it has found room in an item.
 
+mod count;
 mod logs;
 mod metrics;
 mod traces;
@@ -15,6 +16,8 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::attribute::{AttributeValue, Attributes, Budget, Resource, Scope, find};
 
+#[cfg(test)]
+pub(crate) use count::MAX_ELEMENTS;
 pub(crate) use logs::logs;
 pub(crate) use metrics::metrics;
 pub(crate) use traces::traces;
@@ -147,6 +150,12 @@ impl<'de> Visitor<'de> for ScalarVisitor {
     }
 }
 
+/// Reads a request that has no more in it than we have memory for.
+fn request<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, serde_json::Error> {
+    count::check(json)?;
+    serde_json::from_str(json)
+}
+
 /// `null`, or not there, is empty.
 type Items<T> = Option<Vec<T>>;
 
@@ -250,4 +259,45 @@ fn scope(wire: &Option<WireScope<'_>>) -> Arc<Scope> {
     let Some(scope) = wire else { return Arc::default() };
     let mut budget = Budget::new();
     Arc::new(Scope { name: budget.text(&scope.name.text()), version: budget.text(&scope.version.text()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The one item of a request of each kind weighs this.
+    fn weights(resource: &Value, scope: &Value) -> [usize; 3] {
+        let trace = json!({"resourceSpans": [{"resource": resource, "scopeSpans": [{"scope": scope, "spans": [
+            {"traceId": "3f2a9c7a6f1f4b5d8e2c0a1b2c3d4e5f", "spanId": "9a8b7c6d5e4f3a2b"},
+        ]}]}]});
+        let metric = json!({"resourceMetrics": [{"resource": resource, "scopeMetrics": [{"scope": scope, "metrics": [
+            {"name": "g", "gauge": {"dataPoints": [{"asInt": 1}]}},
+        ]}]}]});
+        let log =
+            json!({"resourceLogs": [{"resource": resource, "scopeLogs": [{"scope": scope, "logRecords": [{}]}]}]});
+        [
+            traces(&trace.to_string()).expect("a span")[0].weight(),
+            metrics(&metric.to_string(), 1).expect("a metric")[0].weight(),
+            logs(&log.to_string(), 1).expect("a record")[0].weight(),
+        ]
+    }
+
+    #[test]
+    fn an_item_weighs_where_it_comes_from_too() {
+        let long = "x".repeat(10_000);
+        let plain = weights(&json!({}), &json!({}));
+        let attribute = |key: &str| json!({"attributes": [{"key": key, "value": {"stringValue": long}}]});
+        for (resource, scope, more) in [
+            (attribute("a"), json!({}), 10_000),
+            // Kept twice: as an attribute and by itself.
+            (attribute("service.name"), json!({}), 20_000 - "unknown".len()),
+            (json!({}), json!({"name": long, "version": long}), 20_000),
+        ] {
+            for (weight, plain) in weights(&resource, &scope).into_iter().zip(plain) {
+                assert!(weight >= plain + more, "{weight} and {plain} without");
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Items, KeyValue, Scalar, WireResource, WireScope, attributes, resource, scope};
+use super::{Items, KeyValue, Scalar, WireResource, WireScope, attributes, request, resource, scope};
 use crate::attribute::Budget;
 use crate::id::{SpanId, TraceId};
 use crate::span::{Event, Link, Span, Status};
@@ -97,9 +97,9 @@ struct WireStatus<'a> {
 /// Reads a trace export request. Spans without ids are left out.
 ///
 /// # Errors
-/// What is no JSON of this shape.
+/// What is no JSON of this shape, or too much of it.
 pub(crate) fn traces(json: &str) -> Result<Vec<Span>, serde_json::Error> {
-    let request: Request<'_> = serde_json::from_str(json)?;
+    let request: Request<'_> = request(json)?;
     let mut spans = Vec::new();
     for from in request.resource_spans.iter().flatten() {
         let resource = resource(&from.resource);

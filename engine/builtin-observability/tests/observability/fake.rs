@@ -1,6 +1,6 @@
 //! An engine that answers nothing and remembers every call.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::time::Duration;
 
 use builtin_observability::Observability;
@@ -19,16 +19,22 @@ pub(crate) struct FakeEngine {
     pub(crate) stats: Mutex<Stats>,
     calls: Mutex<Vec<Invocation>>,
     called: Notify,
+    /// Whom every method asks back, as the engine does under its own lock.
+    pub(crate) asked_back: OnceLock<Weak<Observability>>,
+    /// Each method that asked, and whether it had an answer.
+    pub(crate) asked: Mutex<Vec<(&'static str, bool)>>,
 }
 
 impl EngineApi for FakeEngine {
     fn call(&self, invocation: Invocation) -> BoxFuture<'static, Answer> {
+        self.ask_back("call");
         self.calls.lock().expect("a lock").push(invocation);
         self.called.notify_waiters();
         Box::pin(async { Ok(None) })
     }
 
     fn knows(&self, function_id: &str) -> bool {
+        self.ask_back("knows");
         function_id == "stream::send"
     }
 
@@ -43,15 +49,31 @@ impl EngineApi for FakeEngine {
     fn withdraw(&self, _: &engine_builtin::ChannelRef) {}
 
     fn stats(&self) -> Stats {
+        self.ask_back("stats");
         self.stats.lock().expect("a lock").clone()
     }
 
     fn version(&self) -> &'static str {
+        self.ask_back("version");
         "1.2.3"
     }
 }
 
 impl FakeEngine {
+    /// Gauges, a binding and its end: from another thread, so that a lock that our caller holds shows.
+    fn ask_back(&self, method: &'static str) {
+        let Some(worker) = self.asked_back.get().and_then(Weak::upgrade) else { return };
+        let (answered, answer) = mpsc::channel();
+        std::thread::spawn(move || {
+            let _ = worker.latest_metrics("w1");
+            bind(&worker, "trace", "asked::back", Value::Null).expect("bound");
+            worker.unbind("trace", "trace-asked::back");
+            answered.send(())
+        });
+        let answered = answer.recv_timeout(PATIENCE / 2).is_ok();
+        self.asked.lock().expect("a lock").push((method, answered));
+    }
+
     /// Calls of a function so far: payload and trace.
     pub(crate) fn calls(&self, function_id: &str) -> Vec<(Value, Trace)> {
         let calls = self.calls.lock().expect("a lock");

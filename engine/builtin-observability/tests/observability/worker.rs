@@ -1,5 +1,7 @@
 //! The worker as the engine uses it, with an engine that only remembers.
 
+use std::io::{Read, Write};
+
 use crate::fake::{FakeEngine, ask, ask_in, bind, frame, spans, started, trace_id, until};
 use engine_builtin::{Builtin, BuiltinError, Stats, Trace};
 use serde_json::{Value, json};
@@ -188,6 +190,42 @@ async fn metrics_of_sdks_and_engine_are_listed_rolled_up_and_watched() {
     worker.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_may_ask_for_gauges_and_bind_triggers_whatever_it_is_asked_for() {
+    let (engine, worker) = started(json!({})).await;
+    worker.ingest(&frame("MTRC", &gauges("w1", now_ns()))).expect("taken");
+    let wanted = |answer: &Value| answer["sdk_metrics"].as_array().is_some_and(|metrics| metrics.len() == 3);
+    until(&worker, "engine::metrics::list", json!({}), wanted).await;
+    engine.asked_back.set(std::sync::Arc::downgrade(&worker)).expect("set once");
+    bind(&worker, "log", "on::log", Value::Null).expect("bound");
+    bind(&worker, "trace", "on::trace", Value::Null).expect("bound");
+    for function in worker.functions() {
+        let request = json!({"message": "m", "key": "k", "value": "v", "attribute": "a", "trace_id": "t"});
+        ask(&worker, &function.id, request).unwrap_or_else(|error| panic!("{}: {error}", function.id));
+    }
+    worker.ingest(&frame("OTLP", &spans(&[(1, 1, 0, "root")]))).expect("taken");
+    for function in ["on::log", "on::trace", "stream::send"] {
+        engine.called(function, |calls| !calls.is_empty()).await;
+    }
+    let address = worker.prometheus_address().expect("an endpoint");
+    let page = tokio::task::spawn_blocking(move || page(address)).await.expect("a page");
+    assert!(page.contains("iii_invocations_total"), "{page}");
+    worker.stop().await;
+    let asked = engine.asked.lock().expect("a lock").clone();
+    for method in ["stats", "version", "knows", "call"] {
+        assert!(asked.iter().any(|(by, _)| *by == method), "{method} was not asked for: {asked:?}");
+    }
+    assert!(asked.iter().all(|(_, answered)| *answered), "{asked:?}");
+}
+
+fn page(address: std::net::SocketAddr) -> String {
+    let mut socket = std::net::TcpStream::connect(address).expect("a connection");
+    socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").expect("a request");
+    let mut page = String::new();
+    socket.read_to_string(&mut page).expect("a page");
+    page
+}
+
 #[tokio::test]
 async fn baggage_of_the_call_is_read_and_health_and_rules_are_told() {
     let (_, worker) = started(json!({"sampling": {"default": 0.5, "rules": [{"operation": "a*", "rate": 1}]}})).await;
@@ -253,6 +291,36 @@ async fn new_settings_are_used_at_once_where_they_can_be_and_bad_ones_change_not
     ask(&worker, "engine::log::info", json!({"message": "sampled out"})).expect("taken");
     assert_eq!(ask(&worker, "engine::logs::list", json!({})).expect("logs")["total"], 2);
     assert_eq!(worker.prometheus_address(), None);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_cannot_move_stays_and_moves_with_the_next_settings() {
+    let (_, worker) = started(json!({})).await;
+    let before = worker.prometheus_address().expect("an endpoint");
+    let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let wanted = taken.local_addr().expect("an address");
+    let settings = || json!({"prometheus": {"port": wanted.port()}});
+    worker.apply(settings()).await.expect("applied all the same");
+    assert_eq!(worker.prometheus_address(), Some(before));
+    drop(taken);
+    worker.apply(settings()).await.expect("applied");
+    assert_eq!(worker.prometheus_address(), Some(wanted));
+    let page = tokio::task::spawn_blocking(move || page(wanted)).await.expect("a page");
+    assert!(page.contains("iii_invocations_total"), "{page}");
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn one_port_of_the_endpoint_is_opened_to_other_hosts_and_closed_again() {
+    let (_, worker) = started(json!({})).await;
+    let before = worker.prometheus_address().expect("an endpoint");
+    // Documentation's address is never this machine's.
+    for (host, live) in [("0.0.0.0", "0.0.0.0"), ("203.0.113.1", "0.0.0.0"), ("127.0.0.1", "127.0.0.1")] {
+        worker.apply(json!({"prometheus": {"host": host, "port": before.port()}})).await.expect("applied");
+        let address = worker.prometheus_address().expect("an endpoint");
+        assert_eq!((address.ip().to_string(), address.port()), (live.to_owned(), before.port()));
+    }
     worker.stop().await;
 }
 

@@ -11,6 +11,9 @@ fn payload() -> impl Strategy<Value = Option<Raw>> {
         Just("1.50".to_owned()),
         ".*".prop_map(|text| serde_json::json!({ "a": text }).to_string()),
         (LARGE_BYTES - 4..LARGE_BYTES + 4).prop_map(|length| format!("\"{}\"", "x".repeat(length))),
+        (LARGE_BYTES - 10..LARGE_BYTES + 4).prop_map(|length| format!("{{\"a\":\"{}\"}}", "x".repeat(length))),
+        Just("{ }".to_owned()),
+        Just(r#"{"_caller_worker_id":"me","a":1}"#.to_owned()),
     ];
     prop::option::of(json.prop_map(|json| RawValue::from_string(json).expect("JSON")))
 }
@@ -61,6 +64,15 @@ proptest! {
     fn a_call_is_written_as_serde_would(call in call()) {
         let wanted = serde_json::to_string(&call).expect("written");
         check(Message::InvokeFunction(call), &wanted)?;
+    }
+
+    #[test]
+    fn a_call_that_tells_its_caller_has_it_in_its_data(mut call in call(), caller in any::<u128>()) {
+        let caller = Uuid::from_u128(caller);
+        let outbound = call.clone().into_outbound_from(caller);
+        call.data = call.data.map(|data| crate::with_caller(data, &caller.to_string()).expect("a payload"));
+        prop_assert_eq!(outbound.pieces().concat(), serde_json::to_string(&call).expect("written").into_bytes());
+        prop_assert_eq!(outbound.len(), outbound.pieces().concat().len());
     }
 
     #[test]

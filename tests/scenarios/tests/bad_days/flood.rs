@@ -67,7 +67,7 @@ async fn a_hundred_thousand_functions_of_ten_workers_are_listed_called_and_forgo
     for worker in workers {
         worker.leave().await.expect("left");
     }
-    assert_eq!(crate::functions(&mut caller, "many::").await, [""; 0]);
+    until_functions(&mut caller, "many::", &[]).await;
     bystander.noticed_nothing(&rig).await;
 }
 

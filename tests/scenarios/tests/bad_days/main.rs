@@ -43,7 +43,8 @@ async fn until_functions(worker: &mut RawWorker, prefix: &str, wanted: &[&str]) 
         if listed == wanted {
             return;
         }
-        assert!(std::time::Instant::now() < deadline, "{listed:?} are there, {wanted:?} are not");
+        let count = listed.len();
+        assert!(std::time::Instant::now() < deadline, "{count} functions of {prefix} are there, not {wanted:?}");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }

@@ -1,18 +1,25 @@
 //! Functions behind HTTP routes: parameters, bodies, statuses, middleware, and bodies that are streamed.
 
+use std::sync::Arc;
+
 use iii_sdk::helpers::extract_channel_refs;
 use iii_sdk::{ChannelReader, ChannelWriter, III, IIIError};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
-use crate::world::{Outcome, bind, connect, register, setting, there, until};
+use crate::world::{Outcome, bind, call, connect, register, setting, there, until};
+
+/// The channels of a request's and of its answer's body.
+fn bodies(url: &str, data: &Value) -> (ChannelReader, ChannelWriter) {
+    let ends = extract_channel_refs(data);
+    let end = |name: &str| ends.iter().find(|(path, _)| path == name).map(|(_, end)| end).expect("both ends");
+    (ChannelReader::new(url, end("request_body")), ChannelWriter::new(url, end("response")))
+}
 
 /// Counts a request's body while it arrives, and writes the answer piece by piece.
 async fn upload(url: String, data: Value) -> Result<Value, IIIError> {
-    let ends = extract_channel_refs(&data);
-    let end = |name: &str| ends.iter().find(|(path, _)| path == name).map(|(_, end)| end).expect("both ends");
-    let reader = ChannelReader::new(&url, end("request_body"));
-    let writer = ChannelWriter::new(&url, end("response"));
+    let (reader, writer) = bodies(&url, &data);
     let mut size = 0;
     while let Some(piece) = reader.next_binary().await? {
         size += piece.len();
@@ -20,6 +27,15 @@ async fn upload(url: String, data: Value) -> Result<Value, IIIError> {
     writer.send_message(&json!({ "type": "set_status", "status_code": 202 }).to_string()).await?;
     writer.write(b"got ").await?;
     writer.write(size.to_string().as_bytes()).await?;
+    writer.close().await?;
+    Ok(Value::Null)
+}
+
+async fn ticks(url: String, data: Value, go_on: Arc<Notify>) -> Result<Value, IIIError> {
+    let (_, writer) = bodies(&url, &data);
+    writer.write(b"one ").await?;
+    go_on.notified().await;
+    writer.write(b"two").await?;
     writer.close().await?;
     Ok(Value::Null)
 }
@@ -33,6 +49,13 @@ fn register_all(iii: &III) {
     });
     let url = iii.address().to_owned();
     register(iii, "web::upload", move |data| upload(url.clone(), data));
+    let (url, go_on) = (iii.address().to_owned(), Arc::new(Notify::new()));
+    let waiting = Arc::clone(&go_on);
+    register(iii, "web::ticks", move |data| ticks(url.clone(), data, Arc::clone(&waiting)));
+    register(iii, "web::go-on", move |_| {
+        go_on.notify_one();
+        async { Ok(Value::Null) }
+    });
     register(iii, "web::gate", |data| async move {
         if data["request"]["headers"]["x-key"] == "let-me-in" {
             return Ok(json!({ "action": "continue" }));
@@ -53,9 +76,10 @@ async fn status(request: RequestBuilder) -> Option<u16> {
 pub async fn run() -> Outcome {
     let iii = connect("web");
     register_all(&iii);
-    there(&iii, &["web::user", "web::upload", "web::gate", "web::broken"]).await;
+    there(&iii, &["web::user", "web::upload", "web::ticks", "web::go-on", "web::gate", "web::broken"]).await;
     bind(&iii, "http", "web::user", json!({ "api_path": "rust/users/:id", "http_method": "POST" }))?;
     bind(&iii, "http", "web::upload", json!({ "api_path": "rust/upload", "http_method": "PUT" }))?;
+    bind(&iii, "http", "web::ticks", json!({ "api_path": "rust/ticks", "http_method": "GET" }))?;
     let guarded =
         json!({ "api_path": "rust/guarded/:id", "http_method": "POST", "middleware_function_ids": ["web::gate"] });
     bind(&iii, "http", "web::user", guarded)?;
@@ -82,5 +106,15 @@ pub async fn run() -> Outcome {
     let sent = sent.send().await?;
     assert_eq!(sent.status(), 202);
     assert_eq!(sent.text().await?, "got 5000000");
+
+    let mut ticking = ask(Method::GET, "rust/ticks").send().await?;
+    let mut said = Vec::new();
+    while let Some(piece) = ticking.chunk().await? {
+        said.extend_from_slice(&piece);
+        if said == b"one " {
+            call(&iii, "web::go-on", json!({})).await?; // while the route's handler still waits
+        }
+    }
+    assert_eq!(said, b"one two");
     Ok(())
 }

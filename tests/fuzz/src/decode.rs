@@ -1,0 +1,65 @@
+//! Target `decode`: text frames as a worker may send them.
+
+use engine_protocol::{DecodeError, InvocationResult, InvokeFunction, Message, with_caller};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::features::Features;
+
+const CALLER: &str = "0192d6f0-0000-7000-8000-000000000001";
+
+/// Whatever is said, it is a message or it is not; a message says the same after it was written and read again, and its
+/// payload is JSON with or without a caller in it.
+pub fn decode(input: &[u8], features: &mut Features) {
+    let Ok(text) = std::str::from_utf8(input) else { return features.note("no text") };
+    let message = match engine_protocol::decode(text) {
+        Ok(message) => message,
+        Err(DecodeError::Envelope { source }) => return features.note(("envelope", shape(&source))),
+        Err(DecodeError::UnknownType(_)) => return features.note("unknown"),
+        Err(DecodeError::Field { kind, source }) => return features.note(("field", kind, shape(&source))),
+    };
+    let written = message.encode();
+    let again = engine_protocol::decode(&written).expect("what was written is a message");
+    assert_eq!(again.encode(), written, "a message is written as it was read");
+    let mut pieces = Vec::new();
+    message.clone().into_outbound().pieces().iter().for_each(|piece| pieces.extend_from_slice(piece));
+    assert_eq!(pieces, written.as_bytes(), "in pieces it is the same");
+    features.note(std::mem::discriminant(&message));
+    match message {
+        Message::InvokeFunction(call) => {
+            let InvokeFunction { invocation_id, data, traceparent, baggage, action, metadata, .. } = call;
+            features.note((invocation_id.is_some(), traceparent.is_some(), baggage.is_some(), metadata.is_some()));
+            features.note(action.map(|action| std::mem::discriminant(&action)));
+            payload(metadata, features);
+            payload(data, features);
+        }
+        Message::InvocationResult(InvocationResult { result, error, .. }) => {
+            features.note((result.is_some(), error.is_some()));
+            payload(result, features);
+        }
+        _ => {}
+    }
+}
+
+/// The first words of an error: what follows are values and places, which would make each error another one.
+fn shape(error: &serde_json::Error) -> String {
+    error.to_string().split(' ').take(2).collect()
+}
+
+fn payload(payload: Option<Box<RawValue>>, features: &mut Features) {
+    let Some(payload) = payload else { return features.note("no payload") };
+    let text = payload.get().to_owned();
+    let is_json = |text: &str| serde_json::from_str::<&RawValue>(text).is_ok_and(|whole| whole.get() == text);
+    assert!(is_json(&text), "{text:?} is JSON");
+    features.note(("payload", text.as_bytes().first(), text.contains('\\'), text.len().ilog2()));
+    let with_caller = with_caller(payload, CALLER).expect("a payload that was decoded");
+    assert!(is_json(with_caller.get()), "{with_caller} is JSON");
+    if !text.starts_with('{') {
+        return assert_eq!(with_caller.get(), text);
+    }
+    // What serde_json can hold as a value, it finds the caller in: once, whatever was there before.
+    if let Ok(Value::Object(object)) = serde_json::from_str(with_caller.get()) {
+        assert_eq!(object.get("_caller_worker_id"), Some(&Value::from(CALLER)));
+        features.note("caller");
+    }
+}
