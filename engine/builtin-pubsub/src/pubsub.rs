@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use engine_builtin::{
     Answer, Binding, BoxFuture, Builtin, BuiltinError, Call, Deliveries, Engine, ErrorBody, Invocation, Overloaded,
-    Raw, RegisterFunction, RegisterTriggerType, Reply, Settings, Trace, decode, is_met,
+    Raw, RegisterFunction, RegisterTriggerType, Reply, Settings, Trace, decode, is_met, name,
 };
 use futures_util::FutureExt;
 use serde::Deserialize;
@@ -48,6 +48,7 @@ pub(crate) struct Shared {
 
 #[derive(Deserialize)]
 struct Publish {
+    #[serde(deserialize_with = "name")]
     topic: String,
     #[serde(default)]
     data: Option<Raw>,

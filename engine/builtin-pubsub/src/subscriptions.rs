@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use engine_builtin::{Binding, ErrorBody};
+use engine_builtin::{Binding, ErrorBody, optional_name};
 use serde::Deserialize;
 
 /// One binding of `subscribe`.
@@ -16,6 +16,7 @@ pub(crate) struct Subscription {
 
 #[derive(Deserialize)]
 struct Config {
+    #[serde(default, deserialize_with = "optional_name")]
     topic: Option<String>,
     condition_function_id: Option<String>,
 }

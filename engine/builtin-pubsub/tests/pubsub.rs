@@ -200,3 +200,11 @@ async fn a_subscriber_that_hangs_costs_neither_publishers_nor_other_subscribers_
         assert_eq!(next(&mut answers).await.0, json!(number));
     }
 }
+
+#[tokio::test]
+async fn topics_have_a_longest_name() {
+    let fake = FakeEngine::new();
+    let worker = create(&fake, Value::Null).await;
+    let long = json!({ "topic": "t".repeat(engine_builtin::MAX_NAME_BYTES + 1), "data": 1 });
+    assert_eq!(call(&worker, "publish", long).await.expect_err("too long").code, "deserialization_error");
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use engine_builtin::{BuiltinError, ErrorBody, Raw, Trace};
+use engine_builtin::{BuiltinError, ErrorBody, Raw, Trace, name};
 use engine_client::CallError;
 use engine_store::StoreError;
 use engine_updates::Op;
@@ -17,11 +17,20 @@ use crate::redis::Redis;
 use crate::settings::AdapterConfig;
 use crate::triggers::Triggers;
 
+/// Largest item, as JSON: with the one before it and what is around them, it still fits into a message.
+const MAX_ITEM_BYTES: usize = 15 * 1024 * 1024;
+
+/// Largest list. Leaves room for what is around an answer in its message.
+pub(crate) const MAX_LIST_BYTES: usize = 63 * 1024 * 1024;
+
 /// Where an item is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ItemKey {
+    #[serde(deserialize_with = "name")]
     pub(crate) stream_name: String,
+    #[serde(deserialize_with = "name")]
     pub(crate) group_id: String,
+    #[serde(deserialize_with = "name")]
     pub(crate) item_id: String,
 }
 
@@ -72,6 +81,14 @@ pub(crate) enum AdapterError {
     Damaged(#[from] serde_json::Error),
     #[error("too many others change the same item")]
     Contended,
+    #[error("the item would have {bytes} bytes, and at most {MAX_ITEM_BYTES} are allowed")]
+    TooLarge { bytes: usize },
+    #[error("the items are larger than a message may be")]
+    TooMuch,
+    #[error("a stream's name with `:` cannot be kept at a Redis")]
+    Colon,
+    #[error("the task that reads was ended")]
+    Ended,
 }
 
 pub(crate) enum Adapter {
@@ -104,6 +121,7 @@ impl Place {
 
 impl Adapter {
     pub(crate) async fn set(&self, key: ItemKey, data: Raw, trace: Trace) -> Result<Written, AdapterError> {
+        let data = sized(data)?;
         match self {
             Self::Kv(kv) => kv.set(key, data, trace).await,
             Self::Redis(redis) => redis.set(key, data, trace).await,
@@ -136,13 +154,13 @@ impl Adapter {
     }
 
     pub(crate) async fn list(&self, stream_name: &str, group_id: &str) -> Result<Raw, AdapterError> {
-        Ok(self.snapshot(stream_name, group_id, None).await?.data)
+        Ok(self.snapshot(stream_name, group_id, None, MAX_LIST_BYTES).await?.data)
     }
 
     /// Sorted.
     pub(crate) async fn list_groups(&self, stream_name: &str) -> Result<Vec<String>, AdapterError> {
         match self {
-            Self::Kv(kv) => kv.list_groups(stream_name),
+            Self::Kv(kv) => kv.list_groups(stream_name).await,
             Self::Redis(redis) => redis.list_groups(stream_name).await,
             Self::Bridge(bridge) => bridge.list_groups(stream_name).await,
         }
@@ -151,24 +169,29 @@ impl Adapter {
     /// The groups of each stream.
     pub(crate) async fn list_all(&self) -> Result<BTreeMap<String, Vec<String>>, AdapterError> {
         match self {
-            Self::Kv(kv) => kv.list_all(),
+            Self::Kv(kv) => kv.list_all().await,
             Self::Redis(redis) => redis.list_all().await,
             Self::Bridge(bridge) => bridge.list_all().await,
         }
     }
 
-    /// What is there now: an item, or `null`; or the list of a group.
+    /// What is there now: an item, or `null`; or the list of a group, of at most about `limit` bytes.
     pub(crate) async fn snapshot(
         &self,
         stream_name: &str,
         group_id: &str,
         item_id: Option<&str>,
+        limit: usize,
     ) -> Result<Snapshot, AdapterError> {
-        match self {
-            Self::Kv(kv) => kv.snapshot(stream_name, group_id, item_id),
-            Self::Redis(redis) => redis.snapshot(stream_name, group_id, item_id).await,
-            Self::Bridge(bridge) => bridge.snapshot(stream_name, group_id, item_id).await,
+        let snapshot = match self {
+            Self::Kv(kv) => kv.snapshot(stream_name, group_id, item_id, limit).await?,
+            Self::Redis(redis) => redis.snapshot(stream_name, group_id, item_id).await?,
+            Self::Bridge(bridge) => bridge.snapshot(stream_name, group_id, item_id).await?,
+        };
+        if snapshot.data.get().len() > limit {
+            return Err(AdapterError::TooMuch);
         }
+        Ok(snapshot)
     }
 
     /// Tells of what no write of this adapter did.
@@ -192,5 +215,12 @@ pub(crate) fn updated(ops: Vec<Op>, before: Option<&str>) -> Result<(Raw, Option
     let before = before.map(serde_json::from_str).transpose()?;
     let outcome = engine_updates::apply(ops, before);
     let errors = (!outcome.errors.is_empty()).then(|| serde_json::value::to_raw_value(&outcome.errors)).transpose()?;
-    Ok((serde_json::value::to_raw_value(&outcome.value)?, errors))
+    Ok((sized(serde_json::value::to_raw_value(&outcome.value)?)?, errors))
+}
+
+fn sized(data: Raw) -> Result<Raw, AdapterError> {
+    match data.get().len() {
+        0..=MAX_ITEM_BYTES => Ok(data),
+        bytes => Err(AdapterError::TooLarge { bytes }),
+    }
 }

@@ -23,6 +23,9 @@ use crate::hub::Hub;
 
 const TOPIC: &str = "stream.events";
 
+/// Of our function over there. Not a built-in worker's name: engines keep those to their own.
+const NAMESPACE: &str = "stream-bridge";
+
 const CONNECTING: Duration = Duration::from_secs(10);
 const CALLING: Duration = Duration::from_secs(30);
 
@@ -65,7 +68,7 @@ impl Bridge {
         let client = Client::connect(ClientConfig { url: url.to_owned(), name: crate::NAME.to_owned(), description });
         let origin = Uuid::new_v4().to_string();
         let function = FunctionSpec {
-            id: format!("stream-bridge::{origin}"),
+            id: format!("{NAMESPACE}::{origin}"),
             description: "Takes events of streams".into(),
             metadata: Some(json!({ "internal": true })),
             ..FunctionSpec::default()

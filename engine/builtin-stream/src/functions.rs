@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use engine_builtin::{Answer, Call, Engine, ErrorBody, Invocation, Raw, RegisterFunction, Trace, decode, encode};
+use engine_builtin::{
+    Answer, Call, Engine, ErrorBody, Invocation, Raw, RegisterFunction, Trace, decode, encode, name, optional_name,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::to_raw_value;
@@ -23,6 +25,9 @@ const FUNCTIONS: [(&str, &[&str], &str); 8] = [
     ("update", &["stream_name", "group_id", "item_id", "ops"], "Changes an item and tells those who watch it"),
 ];
 
+/// Largest list that a subscription begins with.
+pub(crate) const MAX_SYNC_BYTES: usize = 16 * 1024 * 1024;
+
 /// Beside an [`ItemKey`].
 #[derive(Deserialize)]
 struct Data {
@@ -38,19 +43,25 @@ struct GivenOps {
 
 #[derive(Deserialize)]
 struct Group {
+    #[serde(deserialize_with = "name")]
     stream_name: String,
+    #[serde(deserialize_with = "name")]
     group_id: String,
 }
 
 #[derive(Deserialize)]
 struct StreamOnly {
+    #[serde(deserialize_with = "name")]
     stream_name: String,
 }
 
 #[derive(Deserialize)]
 struct Send {
+    #[serde(deserialize_with = "name")]
     stream_name: String,
+    #[serde(deserialize_with = "name")]
     group_id: String,
+    #[serde(default, deserialize_with = "optional_name")]
     id: Option<String>,
     #[serde(rename = "type")]
     label: String,
@@ -255,12 +266,16 @@ pub(crate) async fn snapshot(
     };
     let request = to_raw_value(&request).expect("strings");
     let Some(answer) = ask(engine, op, stream_name, request, Trace::default()).await? else {
-        return place.adapter.snapshot(stream_name, group_id, item_id).await.map_err(failed("STREAM_GET_GROUP_ERROR"));
+        let kept = place.adapter.snapshot(stream_name, group_id, item_id, MAX_SYNC_BYTES).await;
+        return kept.map_err(failed("STREAM_GET_GROUP_ERROR"));
     };
     let data = match item_id {
         Some(_) => answer.unwrap_or_default(),
         None => list(&shaped::<Vec<Raw>>(op, stream_name, answer.as_ref())?).map_err(failed("JSON_ERROR"))?,
     };
+    if data.get().len() > MAX_SYNC_BYTES {
+        return Err(failed("STREAM_GET_GROUP_ERROR")(AdapterError::TooMuch));
+    }
     Ok(Snapshot { data, write: 0 })
 }
 
@@ -272,6 +287,10 @@ fn failed(code: &'static str) -> impl Fn(AdapterError) -> ErrorBody {
         | AdapterError::Redis(_)
         | AdapterError::Bridge(_)
         | AdapterError::Damaged(_)
-        | AdapterError::Contended => ErrorBody::new(code, error.to_string()),
+        | AdapterError::Contended
+        | AdapterError::TooLarge { .. }
+        | AdapterError::TooMuch
+        | AdapterError::Colon
+        | AdapterError::Ended => ErrorBody::new(code, error.to_string()),
     }
 }

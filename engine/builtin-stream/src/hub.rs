@@ -4,11 +4,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::extract::ws::Utf8Bytes;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::event::Emitted;
+use crate::functions::MAX_SYNC_BYTES;
 use crate::outbox::{Letters, Outbox};
 use crate::triggers::Triggers;
+
+/// What all subscriptions together may be beginning with, in bytes. Others wait for it.
+const MAX_SYNCING_BYTES: usize = 16 * MAX_SYNC_BYTES;
 
 /// By stream, then by group.
 type Groups = HashMap<String, HashMap<String, Vec<Arc<Subscription>>>>;
@@ -19,6 +23,8 @@ pub(crate) struct Hub {
     groups: Mutex<Groups>,
     /// Grows when events may have been missed.
     missed: watch::Sender<u64>,
+    /// Bytes of what subscriptions begin with, being read or not sent yet.
+    pub(crate) syncing: Arc<Semaphore>,
 }
 
 /// What one connection wants to see.
@@ -43,7 +49,12 @@ struct Seen {
 
 impl Hub {
     pub(crate) fn new(triggers: Arc<Triggers>) -> Self {
-        Self { triggers, groups: Mutex::default(), missed: watch::Sender::new(0) }
+        Self {
+            triggers,
+            groups: Mutex::default(),
+            missed: watch::Sender::new(0),
+            syncing: Arc::new(Semaphore::new(MAX_SYNCING_BYTES)),
+        }
     }
 
     /// Never waits. Called in the order in which events are to be seen.
@@ -138,9 +149,9 @@ impl Subscription {
 
     /// Sends the `sync`, which contains the writes up to `synced`, and then what came since and is not in it. Only
     /// after [`Outbox::room_to_keep`].
-    pub(crate) fn synced(&self, sync: Utf8Bytes, synced: u64) {
+    pub(crate) fn synced(&self, sync: Utf8Bytes, synced: u64, room: OwnedSemaphorePermit) {
         let mut seen = self.lock();
-        self.outbox.keep(sync);
+        self.outbox.keep(sync, Some(room));
         seen.synced = synced;
         self.release(&mut seen);
     }

@@ -13,9 +13,10 @@ use std::sync::Arc;
 use engine_builtin::{BuiltinError, Raw, Trace};
 use engine_store::{Reading, Store, StoreError, Table, Writing, key};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use tracing::warn;
 
-use crate::adapter::{AdapterError, Deleted, ItemKey, Ops, Snapshot, Written, list, updated};
+use crate::adapter::{AdapterError, Deleted, ItemKey, MAX_LIST_BYTES, Ops, Snapshot, Written, list, updated};
 use crate::event::{Change, Emitted, Event};
 use crate::hub::Hub;
 use crate::order::{Entry, Order};
@@ -26,9 +27,13 @@ const ITEMS: Table = Table("items");
 const GROUPS: Table = Table("groups");
 const WRITES: Table = Table("writes");
 
+/// Lists that are read at once.
+const READERS: usize = 8;
+
 pub(crate) struct Kv {
     store: Store,
     order: Arc<Order>,
+    readers: Semaphore,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -83,7 +88,7 @@ impl Kv {
 
     fn new(store: Result<Store, StoreError>, what: impl Fn() -> String, hub: Arc<Hub>) -> Result<Self, BuiltinError> {
         let store = store.map_err(|error| BuiltinError::failed(what(), error))?;
-        Ok(Self { store, order: Order::new(hub) })
+        Ok(Self { store, order: Order::new(hub), readers: Semaphore::new(READERS) })
     }
 
     pub(crate) async fn set(&self, key: ItemKey, data: Raw, trace: Trace) -> Result<Written, AdapterError> {
@@ -145,54 +150,88 @@ impl Kv {
     }
 
     /// A list is in the order in which its items were made.
-    pub(crate) fn snapshot(
+    pub(crate) async fn snapshot(
         &self,
         stream_name: &str,
         group_id: &str,
         item_id: Option<&str>,
+        limit: usize,
     ) -> Result<Snapshot, AdapterError> {
         let mut parts = vec![stream_name.as_bytes(), group_id.as_bytes()];
         parts.extend(item_id.map(str::as_bytes));
-        let prefix = key(&parts);
-        let (rows, write) = self.store.read(|reading: &Reading| {
+        let (prefix, one) = (key(&parts), item_id.is_some());
+        let read = move |reading: &Reading| {
             let number = reading.get(WRITES, b"")?.as_deref().map_or(0, number);
-            let rows = match item_id {
-                Some(_) => reading.get(ITEMS, &prefix)?.into_iter().collect::<Vec<_>>(),
-                None => reading.scan(ITEMS, &prefix, usize::MAX)?.into_iter().map(|(_, row)| row).collect(),
+            let rows = if one {
+                reading.get(ITEMS, &prefix)?.into_iter().collect()
+            } else {
+                rows(reading, ITEMS, &prefix, limit)?
             };
             Ok((rows, number))
-        })?;
+        };
+        let (rows, write) = if one { self.store.read(read)? } else { self.reading(read).await? };
+        if rows.iter().map(Vec::len).sum::<usize>() > limit {
+            return Err(AdapterError::TooMuch);
+        }
         let mut rows: Vec<Row> = rows.iter().filter_map(|row| Row::parse(row)).collect();
         rows.sort_by_key(|row| row.made);
         let mut values = rows.into_iter().map(Row::raw).collect::<Result<Vec<_>, _>>()?;
-        let data = if item_id.is_some() { values.pop().unwrap_or_default() } else { list(&values)? };
+        let data = if one { values.pop().unwrap_or_default() } else { list(&values)? };
         Ok(Snapshot { data, write })
     }
 
-    pub(crate) fn list_groups(&self, stream_name: &str) -> Result<Vec<String>, AdapterError> {
-        let mut groups: Vec<String> =
-            self.groups(&key(&[stream_name.as_bytes()]))?.into_iter().map(|group| group.group_id).collect();
+    pub(crate) async fn list_groups(&self, stream_name: &str) -> Result<Vec<String>, AdapterError> {
+        let groups = self.groups(key(&[stream_name.as_bytes()])).await?;
+        let mut groups: Vec<String> = groups.into_iter().map(|group| group.group_id).collect();
         groups.sort_unstable();
         Ok(groups)
     }
 
-    pub(crate) fn list_all(&self) -> Result<BTreeMap<String, Vec<String>>, AdapterError> {
+    pub(crate) async fn list_all(&self) -> Result<BTreeMap<String, Vec<String>>, AdapterError> {
         let mut streams: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for group in self.groups(b"")? {
+        for group in self.groups(Vec::new()).await? {
             streams.entry(group.stream_name).or_default().push(group.group_id);
         }
         streams.values_mut().for_each(|groups| groups.sort_unstable());
         Ok(streams)
     }
 
-    fn groups(&self, prefix: &[u8]) -> Result<Vec<Group>, AdapterError> {
-        let rows = self.store.read(|reading| reading.scan(GROUPS, prefix, usize::MAX))?;
-        rows.iter().map(|(_, row)| Ok(serde_json::from_slice(row)?)).collect()
+    async fn groups(&self, prefix: Vec<u8>) -> Result<Vec<Group>, AdapterError> {
+        let rows = self.reading(move |reading| rows(reading, GROUPS, &prefix, MAX_LIST_BYTES)).await?;
+        if rows.iter().map(Vec::len).sum::<usize>() > MAX_LIST_BYTES {
+            return Err(AdapterError::TooMuch);
+        }
+        rows.iter().map(|row| Ok(serde_json::from_slice(row)?)).collect()
+    }
+
+    /// Reads much, a few at a time, on a thread where that holds nobody up.
+    async fn reading<R: Send + 'static>(
+        &self,
+        read: impl FnMut(&Reading) -> Result<R, StoreError> + Send + 'static,
+    ) -> Result<R, AdapterError> {
+        let _turn = self.readers.acquire().await.map_err(|_| AdapterError::Ended)?;
+        let store = self.store.clone();
+        let read = tokio::task::spawn_blocking(move || store.read(read)).await;
+        Ok(read.map_err(|_| AdapterError::Ended)??)
     }
 
     pub(crate) fn emit(&self, emitted: Emitted) {
         self.order.tell(emitted);
     }
+}
+
+/// What lies under a prefix, until it is more than `limit` bytes.
+fn rows(reading: &Reading, table: Table, prefix: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, StoreError> {
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    reading.visit(table, prefix, |key, row| {
+        if !key.starts_with(prefix) || bytes > limit {
+            return false;
+        }
+        bytes += row.len();
+        rows.push(row.to_vec());
+        true
+    })?;
+    Ok(rows)
 }
 
 fn enter(entry: Entry, key: &ItemKey, change: &Change<'_>, number: u64, trace: Trace) {

@@ -14,7 +14,10 @@
 //! - A subscription begins with one `sync` event: what was there, and then every event after that. With the adapters kv
 //!   and redis no event comes that the `sync` contains already; with bridge, and for streams that a worker's functions
 //!   keep, an event may: it then says what the `sync` said.
-//! - A subscriber that reads too slowly loses its oldest events, never a `sync`; what waits for it is bounded.
+//! - A subscriber that reads too slowly loses its oldest events, never a `sync`; what waits for it is bounded. One that
+//!   takes nothing for 60 s is dropped.
+//! - An item is 15 MiB at most, a name 1,024 bytes. A group of more than 16 MiB has no `sync`: its subscriptions begin
+//!   without one, and the log says so.
 //! - When a Redis was away, every subscription gets a new `sync`: nobody knows what was missed.
 //! - A connection stays with the adapter it came to.
 

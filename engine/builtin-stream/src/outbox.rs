@@ -4,19 +4,21 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use axum::extract::ws::Utf8Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 /// Bytes that wait for one subscriber. Their text is shared with other subscribers, and counted for each.
 pub(crate) const MAX_BYTES: usize = 8 * 1024 * 1024;
 
 /// One text for a subscriber.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Letter {
     pub(crate) text: Utf8Bytes,
     /// The number of its write, if it has one.
     pub(crate) write: Option<u64>,
     /// Whether it may not be lost: there is one of these at a time.
     kept: bool,
+    /// What it takes of a budget until it is sent.
+    pub(crate) room: Option<OwnedSemaphorePermit>,
 }
 
 /// Letters in order.
@@ -40,7 +42,7 @@ impl Letters {
                 self.bytes -= lost.text.len();
             }
         }
-        self.add(Letter { text, write, kept: false });
+        self.add(Letter { text, write, kept: false, room: None });
     }
 
     fn add(&mut self, letter: Letter) {
@@ -78,8 +80,8 @@ impl Outbox {
     }
 
     /// Puts in one that is not lost. Only after [`Outbox::room_to_keep`].
-    pub(crate) fn keep(&self, text: Utf8Bytes) {
-        self.lock().add(Letter { text, write: None, kept: true });
+    pub(crate) fn keep(&self, text: Utf8Bytes, room: Option<OwnedSemaphorePermit>) {
+        self.lock().add(Letter { text, write: None, kept: true, room });
         self.filled.notify_one();
     }
 
@@ -116,7 +118,7 @@ mod tests {
     fn the_oldest_is_lost_first_and_what_is_kept_never() {
         let mut letters = Letters::new(3);
         letters.push("a".into(), None);
-        letters.add(Letter { text: "sync".into(), write: None, kept: true });
+        letters.add(Letter { text: "sync".into(), write: None, kept: true, room: None });
         for text in ["b", "c", "d"] {
             letters.push(text.into(), None);
         }
@@ -140,10 +142,10 @@ mod tests {
     async fn a_second_letter_that_is_kept_waits_for_the_first_to_be_taken() {
         let outbox = Outbox::new(1);
         outbox.room_to_keep().await;
-        outbox.keep("one".into());
+        outbox.keep("one".into(), None);
         let writing = async {
             outbox.room_to_keep().await;
-            outbox.keep("two".into());
+            outbox.keep("two".into(), None);
         };
         let reading = async { [outbox.next().await.text, outbox.next().await.text] };
         let ((), read) = tokio::join!(writing, reading);

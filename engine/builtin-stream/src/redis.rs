@@ -116,12 +116,14 @@ impl Redis {
     }
 
     pub(crate) async fn set(&self, key: ItemKey, data: Raw, trace: Trace) -> Result<Written, AdapterError> {
+        without_colon(&key.stream_name)?;
         let (_, old) = self.write(&key, &data, None, &trace).await?;
         Ok(Written { old_value: old.map(raw).transpose()?, new_value: data, errors: None })
     }
 
     /// Reads, changes, and writes if nobody else wrote meanwhile; again and again.
     pub(crate) async fn update(&self, key: ItemKey, ops: Ops, trace: Trace) -> Result<Written, AdapterError> {
+        without_colon(&key.stream_name)?;
         for _ in 0..MAX_TRIES {
             let before: Option<String> =
                 redis::cmd("HGET").arg(hash(&key)).arg(&key.item_id).query_async(&mut self.connection.clone()).await?;
@@ -154,6 +156,7 @@ impl Redis {
     }
 
     pub(crate) async fn delete(&self, key: ItemKey, trace: Trace) -> Result<Deleted, AdapterError> {
+        without_colon(&key.stream_name)?;
         let mut delete = DELETE.key(hash(&key));
         delete.key(WRITES).arg(&key.item_id).arg(CHANNEL).arg(beginning(&key, &trace));
         let old: Option<String> = delete.invoke_async(&mut self.connection.clone()).await?;
@@ -161,6 +164,7 @@ impl Redis {
     }
 
     pub(crate) async fn get(&self, key: &ItemKey) -> Result<Option<Raw>, AdapterError> {
+        without_colon(&key.stream_name)?;
         let value: Option<String> =
             redis::cmd("HGET").arg(hash(key)).arg(&key.item_id).query_async(&mut self.connection.clone()).await?;
         value.map(raw).transpose()
@@ -173,6 +177,7 @@ impl Redis {
         group_id: &str,
         item_id: Option<&str>,
     ) -> Result<Snapshot, AdapterError> {
+        without_colon(stream_name)?;
         let mut read = READ.key(group_hash(stream_name, group_id));
         read.key(WRITES);
         if let Some(item_id) = item_id {
@@ -186,6 +191,7 @@ impl Redis {
     }
 
     pub(crate) async fn list_groups(&self, stream_name: &str) -> Result<Vec<String>, AdapterError> {
+        without_colon(stream_name)?;
         let prefix = group_hash(stream_name, "");
         let hashes = self.hashes(&prefix).await?;
         Ok(hashes.iter().filter_map(|hash| hash.strip_prefix(&prefix)).map(str::to_owned).collect())
@@ -231,6 +237,11 @@ impl Drop for Redis {
     fn drop(&mut self) {
         self.listener.abort();
     }
+}
+
+/// A stream's name ends at the first colon of a hash's name: with another, it would be another stream's group.
+fn without_colon(stream_name: &str) -> Result<(), AdapterError> {
+    if stream_name.contains(':') { Err(AdapterError::Colon) } else { Ok(()) }
 }
 
 fn group_hash(stream_name: &str, group_id: &str) -> String {

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
-use engine_builtin::{Engine, ErrorBody, Raw};
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
+use engine_builtin::{Engine, ErrorBody, Raw, name, optional_name};
+use futures_util::stream::SplitStream;
+use futures_util::{Sink, SinkExt, StreamExt};
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -41,6 +41,9 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 
 /// A subscriber that sends nothing for so long, not even pongs, is gone.
 const SILENCE: Duration = Duration::from_secs(90);
+
+/// For a message to be taken: a subscriber may go on talking, and never read.
+const TAKING: Duration = Duration::from_secs(60);
 
 /// For what a subscription begins with.
 const SYNCING: Duration = Duration::from_secs(10);
@@ -70,10 +73,13 @@ enum Frame {
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Join {
+    #[serde(deserialize_with = "name")]
     subscription_id: String,
+    #[serde(deserialize_with = "name")]
     stream_name: String,
+    #[serde(deserialize_with = "name")]
     group_id: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_name")]
     id: Option<String>,
 }
 
@@ -116,16 +122,21 @@ async fn read(mut stream: SplitStream<WebSocket>, frames: mpsc::Sender<Frame>) {
     }
 }
 
-async fn write(mut sink: SplitSink<WebSocket, Message>, outbox: &Outbox) {
+async fn write(mut sink: impl Sink<Message> + Unpin, outbox: &Outbox) {
     let mut ping = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
     loop {
         // Both arms are cancel safe.
-        let message = tokio::select! {
-            letter = outbox.next() => Message::Text(letter.text),
-            _ = ping.tick() => Message::Ping(Bytes::new()),
+        let (message, _room) = tokio::select! {
+            letter = outbox.next() => (Message::Text(letter.text), letter.room),
+            _ = ping.tick() => (Message::Ping(Bytes::new()), None),
         };
-        if sink.send(message).await.is_err() {
-            return;
+        match timeout(TAKING, sink.send(message)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            Err(_) => {
+                debug!("a subscriber takes nothing and is dropped");
+                return;
+            }
         }
     }
 }
@@ -171,7 +182,7 @@ impl Visit {
         if full || !self.subscriber.triggers.may_join(&visitor).await {
             let refusal = Event::new(&stream_name, &group_id, id.as_deref(), &Change::Unauthorized);
             self.outbox.room_to_keep().await;
-            self.outbox.keep(refusal.text().get().into());
+            self.outbox.keep(refusal.text().get().into(), None);
             return;
         }
         let wanted = (stream_name, group_id, id);
@@ -189,10 +200,13 @@ impl Visit {
         let item_id = item_id.as_deref();
         let Subscriber { engine, place, .. } = &self.subscriber;
         let mut tries = 1;
-        let snapshot = loop {
-            let asked = functions::snapshot(engine, place, stream_name, group_id, item_id);
+        let (snapshot, room) = loop {
+            let asked = async {
+                let room = room(&place.hub.syncing).await?;
+                Ok((functions::snapshot(engine, place, stream_name, group_id, item_id).await?, room))
+            };
             let error = match timeout(SYNCING, asked).await {
-                Ok(Ok(snapshot)) => break snapshot,
+                Ok(Ok(read)) => break read,
                 Ok(Err(error)) => error,
                 Err(_) => ErrorBody::new("TIMEOUT", "no answer in time"),
             };
@@ -205,8 +219,10 @@ impl Visit {
             sleep(PAUSE).await;
         };
         let sync = Event::new(stream_name, group_id, item_id, &Change::Sync { data: &snapshot.data });
+        let sync = Utf8Bytes::from(sync.text().get());
+        let room = shrunk(room, sync.len());
         self.outbox.room_to_keep().await;
-        subscription.synced(Utf8Bytes::from(sync.text().get()), snapshot.write);
+        subscription.synced(sync, snapshot.write, room);
     }
 
     async fn leave(&mut self, subscription_id: &str) {
@@ -236,6 +252,18 @@ impl Visit {
     }
 }
 
+/// For the largest there may be: its size is known when it is read.
+async fn room(syncing: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ErrorBody> {
+    let bytes = u32::try_from(functions::MAX_SYNC_BYTES).unwrap_or(u32::MAX);
+    let room = Arc::clone(syncing).acquire_many_owned(bytes).await;
+    room.map_err(|error| ErrorBody::new("STREAM_GET_GROUP_ERROR", error.to_string()))
+}
+
+/// Gives back what is not used.
+fn shrunk(mut room: OwnedSemaphorePermit, bytes: usize) -> OwnedSemaphorePermit {
+    room.split(bytes.min(room.num_permits())).unwrap_or(room)
+}
+
 impl Drop for Visit {
     fn drop(&mut self) {
         self.forget();
@@ -245,6 +273,14 @@ impl Drop for Visit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_subscriber_that_takes_nothing_is_dropped_however_much_it_says() {
+        let never = futures_util::sink::unfold((), |(), _: Message| std::future::pending::<Result<(), ()>>());
+        let outbox = Outbox::new(1);
+        outbox.push("an event".into(), None);
+        write(Box::pin(never), &outbox).await;
+    }
 
     #[test]
     fn frames_are_read_as_published_and_others_are_none() {

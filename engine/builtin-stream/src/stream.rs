@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -33,11 +34,14 @@ pub struct Stream {
     /// Where to listen when the stored address cannot be had.
     fallback: Option<Address>,
     listening: tokio::sync::Mutex<Option<Listening>>,
+    /// Started, and not stopped: it is to listen, whether or not it does.
+    serving: AtomicBool,
     address: Mutex<Option<SocketAddr>>,
     /// Adapters that connections may still be using: one that is wanted again is taken up, not opened twice.
     places: Mutex<Vec<Weak<Place>>>,
 }
 
+/// Accepts until this is dropped.
 struct Listening {
     at: Address,
     stop: CancellationToken,
@@ -45,11 +49,30 @@ struct Listening {
 }
 
 impl Listening {
-    /// The port is free when this returns.
-    async fn end(self) {
+    /// The port is free when this returns. If it is cut short, it is to be called again.
+    async fn end(&mut self) {
         self.stop.cancel();
-        let _ = self.accepting.await;
+        if !self.accepting.is_finished() {
+            let _ = (&mut self.accepting).await;
+        }
     }
+
+    fn is_ending(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn end(listening: &mut Option<Listening>) {
+    if let Some(old) = listening {
+        old.end().await;
+    }
+    *listening = None;
 }
 
 impl Stream {
@@ -68,6 +91,7 @@ impl Stream {
             reception: Reception::new(engine, triggers, Current { config, place }),
             fallback,
             listening: tokio::sync::Mutex::new(None),
+            serving: AtomicBool::new(false),
             address: Mutex::new(None),
             places,
         })
@@ -118,31 +142,35 @@ impl Stream {
     }
 
     /// Listens anew before the old listener ends. Two addresses of one port exclude each other; then the old one ends
-    /// first, and comes back when the new one cannot be had.
+    /// first, and comes back when the new one cannot be had. May be cut short anywhere: then the next call listens.
     async fn relisten(&self, listening: &mut Option<Listening>, wanted: &Address) -> Result<(), BuiltinError> {
-        let Some(old) = listening.take_if(|old| old.at != *wanted) else { return Ok(()) };
+        if listening.as_ref().is_some_and(Listening::is_ending) {
+            end(listening).await;
+        }
+        let before = match listening {
+            Some(old) if old.at == *wanted => return Ok(()),
+            Some(old) => Some(old.at.clone()),
+            None => None,
+        };
+        let error = match bind(wanted).await {
+            Ok(listener) => {
+                if let Some(mut old) = listening.replace(self.accept(listener, wanted)) {
+                    old.end().await;
+                }
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let same_port = |before: &Address| error.kind() == io::ErrorKind::AddrInUse && before.port == wanted.port;
+        let Some(before) = before.filter(same_port) else { return Err(unavailable(wanted, error)) };
+        end(listening).await;
         match bind(wanted).await {
             Ok(listener) => {
                 *listening = Some(self.accept(listener, wanted));
-                old.end().await;
                 Ok(())
             }
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && old.at.port == wanted.port => {
-                let before = old.at.clone();
-                old.end().await;
-                match bind(wanted).await {
-                    Ok(listener) => {
-                        *listening = Some(self.accept(listener, wanted));
-                        Ok(())
-                    }
-                    Err(error) => {
-                        *listening = bind(&before).await.ok().map(|listener| self.accept(listener, &before));
-                        Err(unavailable(wanted, error))
-                    }
-                }
-            }
             Err(error) => {
-                *listening = Some(old);
+                *listening = bind(&before).await.ok().map(|listener| self.accept(listener, &before));
                 Err(unavailable(wanted, error))
             }
         }
@@ -201,6 +229,7 @@ impl Builtin for Stream {
             let wanted = self.reception.current().config.address;
             let listening = self.listen_somewhere(&wanted).await?;
             *self.listening.lock().await = Some(listening);
+            self.serving.store(true, Ordering::Relaxed);
             Ok(())
         }
         .boxed()
@@ -210,9 +239,13 @@ impl Builtin for Stream {
         async move {
             let config = settings::parse(settings)?;
             let place = self.place(&config.adapter).await?;
-            if config.address != self.reception.current().config.address {
-                self.relisten(&mut *self.listening.lock().await, &config.address).await?;
+            let mut listening = self.listening.lock().await;
+            let other = config.address != self.reception.current().config.address;
+            let listens = listening.as_ref().is_some_and(|listening| !listening.is_ending());
+            if self.serving.load(Ordering::Relaxed) && (other || !listens) {
+                self.relisten(&mut listening, &config.address).await?;
             }
+            drop(listening);
             self.reception.replace(Current { config, place });
             Ok(())
         }
@@ -221,9 +254,8 @@ impl Builtin for Stream {
 
     fn stop(&self) -> BoxFuture<'_, ()> {
         async move {
-            if let Some(listening) = self.listening.lock().await.take() {
-                listening.end().await;
-            }
+            self.serving.store(false, Ordering::Relaxed);
+            end(&mut *self.listening.lock().await).await;
             self.reception.stop.cancel();
             self.reception.connections.close();
             if timeout(ENDING, self.reception.connections.wait()).await.is_err() {

@@ -39,6 +39,26 @@ async fn a_redis_keeps_items_as_a_file_does() {
     assert_eq!(worker.call("delete", item("hall", "c")).await, Some(json!({ "old_value": null })));
 }
 
+#[tokio::test]
+async fn no_stream_at_a_redis_is_taken_for_the_group_of_another() {
+    let redis = TestRedis::start();
+    let fake = FakeEngine::new();
+    let worker = worker(&fake, redis_at(&redis)).await;
+    let item = |stream: &str, group: &str| json!({ "stream_name": stream, "group_id": group, "item_id": "i", "data": 1, "ops": [] });
+    worker.call("set", item("a", "b:c")).await;
+    for (op, code) in [
+        ("get", "STREAM_GET_ERROR"),
+        ("set", "STREAM_SET_ERROR"),
+        ("update", "STREAM_UPDATE_ERROR"),
+        ("delete", "STREAM_DELETE_ERROR"),
+        ("list", "STREAM_GET_GROUP_ERROR"),
+        ("list_groups", "STREAM_LIST_GROUPS_ERROR"),
+    ] {
+        assert_eq!(worker.fail(op, item("a:b", "c")).await, code);
+    }
+    assert_eq!(worker.call("list_groups", item("a", "")).await, Some(json!(["b:c"])));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn engines_at_one_redis_share_items_and_see_all_events_in_one_order() {
     let redis = TestRedis::start();

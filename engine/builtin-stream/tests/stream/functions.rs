@@ -122,3 +122,29 @@ async fn a_stream_that_a_workers_functions_keep_is_asked_of_them_and_its_events_
     assert_eq!(worker.fail("delete", item("room", "a")).await, "MINE");
     assert_eq!(worker.call("list_groups", json!({ "stream_name": "chat" })).await, Some(json!([])), "not kept here");
 }
+
+#[tokio::test]
+async fn items_lists_and_names_have_a_largest_size() {
+    let fake = FakeEngine::new();
+    let worker = worker(&fake, in_memory()).await;
+    let part = "x".repeat(5 * 1024 * 1024);
+    let append = item_with("room", "a", "ops", json!([{ "type": "append", "value": part }]));
+    for _ in 0..2 {
+        worker.call("update", append.clone()).await;
+    }
+    assert_eq!(worker.fail("update", append).await, "STREAM_UPDATE_ERROR");
+    let large = json!(part.repeat(3));
+    assert_eq!(worker.fail("set", item_with("room", "b", "data", large)).await, "STREAM_SET_ERROR");
+    for number in 0..6 {
+        worker.set("room", &format!("i{number}"), json!(part.repeat(2))).await;
+    }
+    let room = json!({ "stream_name": "chat", "group_id": "room" });
+    assert_eq!(worker.fail("list", room).await, "STREAM_GET_GROUP_ERROR", "seventy megabytes");
+    let long = "n".repeat(1025);
+    for op in ["set", "get", "delete", "update", "list", "send"] {
+        let request =
+            json!({ "stream_name": "chat", "group_id": long, "item_id": "i", "data": 1, "ops": [], "type": "t" });
+        assert_eq!(worker.fail(op, request).await, "deserialization_error", "{op}");
+    }
+    assert_eq!(worker.fail("list_groups", json!({ "stream_name": long })).await, "deserialization_error");
+}

@@ -243,6 +243,52 @@ async fn a_new_address_is_listened_on_before_the_old_one_closes_and_connections_
 }
 
 #[tokio::test]
+async fn settings_that_are_cut_short_leave_one_that_listens_when_they_come_again() {
+    let fake = FakeEngine::new();
+    let worker = worker(&fake, in_memory()).await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = free.local_addr().expect("an address").port();
+    drop(free);
+    let at = |host: &str| {
+        let mut settings = in_memory();
+        settings["host"] = json!(host);
+        settings["port"] = json!(port);
+        settings
+    };
+    worker.stream.apply(at("127.0.0.1")).await.expect("applied");
+    for steps in 0..200 {
+        let cut_short = async {
+            for _ in 0..steps {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = cut_short => {}
+            _ = worker.stream.apply(at("0.0.0.0")) => {}
+        }
+        worker.stream.apply(at("127.0.0.1")).await.expect("applied");
+        connect_async(format!("ws://127.0.0.1:{port}/")).await.expect("listening");
+    }
+}
+
+#[tokio::test]
+async fn what_a_subscription_begins_with_is_bounded_and_events_come_all_the_same() {
+    let fake = FakeEngine::new();
+    let worker = worker(&fake, in_memory()).await;
+    let large = "x".repeat(9 * 1024 * 1024);
+    for item in ["a", "b"] {
+        worker.set("room", item, json!(large)).await;
+    }
+    let mut subscriber = Subscriber::connect(&worker).await;
+    subscriber.join("s", "room", None).await;
+    subscriber.join("other", "hall", None).await;
+    subscriber.hears("sync", json!([])).await;
+    worker.set("room", "c", json!(1)).await;
+    subscriber.hears("create", json!(1)).await;
+}
+
+#[tokio::test]
 async fn an_address_that_cannot_be_had_at_boot_is_replaced_but_never_by_a_wider_one() {
     let fake = FakeEngine::new();
     let held = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
