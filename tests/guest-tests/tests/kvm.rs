@@ -7,9 +7,12 @@ fn emulated_because(device: KvmDevice, reason: &str) {
     let rig = Rig::builder().sandboxes().env("III_DRIVER", "auto").env("III_ACCEL", "auto").kvm(device).start();
     let port = rig.port().to_string();
     let doctor = rig.iii_inside(&["doctor", "--json", "--port", &port]);
-    assert_eq!(doctor.status, 0, "{doctor:?}");
     let report: Value = serde_json::from_str(&doctor.stdout).unwrap_or_else(|error| panic!("{error}: {doctor:?}"));
     let findings = report["findings"].as_array().expect("findings");
+    // What is free on the disk is this machine's matter, not this test's.
+    let missing =
+        |finding: &&Value| finding["needed"] == true && finding["ok"] == false && finding["subject"] != "disk";
+    assert_eq!(findings.iter().find(missing), None, "{doctor:?}");
     let kvm = findings.iter().find(|finding| finding["subject"] == "KVM").expect("a finding about KVM");
     assert_eq!((&kvm["ok"], &kvm["needed"]), (&json!(false), &json!(false)), "{kvm}");
     assert!(kvm["found"].as_str().unwrap_or("").contains(reason), "{kvm}");
