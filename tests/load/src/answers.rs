@@ -7,8 +7,7 @@ use tokio::time::timeout;
 
 use crate::calls::echoing;
 use crate::engine::Engine;
-use crate::flow::is_answer;
-use crate::peer::{Out, call, number};
+use crate::peer::{Out, is_answer, number};
 use crate::table::{Row, Target};
 
 const CALLS: usize = 10_000_000;
@@ -18,13 +17,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) async fn measure(program: &Path, rows: &mut Vec<Row>) {
     let engine = Engine::start(program);
     let mut caller = echoing(&engine, 20).await;
-    let text = |index: usize| call(index as u64 + 1, "load::echo", "{}");
+    let call = |out: &mut Out, index: usize| out.call(index as u64 + 1, "load::echo", "{}");
     let mut answers = vec![0_u8; CALLS];
     let (mut sent, mut received) = (IN_FLIGHT, 0);
     let (cpu, begun) = (engine.cpu(), Instant::now());
-    caller.send((0..IN_FLIGHT).map(text)).await;
+    caller.write(|out| (0..IN_FLIGHT).for_each(|index| call(out, index))).await;
     while received < CALLS {
-        let take = |answered: &str, out: &mut Out| {
+        let take = |answered: &[u8], out: &mut Out| {
             if !is_answer(answered) {
                 return;
             }
@@ -33,7 +32,7 @@ pub(crate) async fn measure(program: &Path, rows: &mut Vec<Row>) {
             answers[number - 1] = answers[number - 1].saturating_add(1);
             received += 1;
             if sent < CALLS {
-                out.add(&text(sent));
+                call(out, sent);
                 sent += 1;
             }
         };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::Engine;
 use crate::flow::{keep, registered};
-use crate::peer::{Peer, call, payload, register};
+use crate::peer::{Peer, payload, register};
 use crate::table::{Row, Target};
 
 const SIZES: [(&str, usize); 3] = [("100 B", 100), ("10 kB", 10_000), ("1 MiB", 1 << 20)];
@@ -55,7 +55,7 @@ pub(crate) async fn echoing(engine: &Engine, bytes: usize) -> Peer {
 
 pub(crate) async fn run(caller: &mut Peer, bytes: usize, in_flight: u64, lasts: Duration) -> Vec<Duration> {
     let data = payload(bytes);
-    keep(caller, in_flight, lasts, |number| call(number, FUNCTION, &data)).await
+    keep(caller, in_flight, lasts, |out, number| out.call(number, FUNCTION, &data)).await
 }
 
 /// Fifty callers, fifty callees, each caller with five calls in flight to a callee of its own.
@@ -78,7 +78,9 @@ async fn crowd(engine: &Engine) -> Row {
         .into_iter()
         .map(|(mut caller, function)| {
             let data = data.clone();
-            tokio::spawn(async move { keep(&mut caller, 5, LASTS, |number| call(number, &function, &data)).await })
+            tokio::spawn(
+                async move { keep(&mut caller, 5, LASTS, |out, number| out.call(number, &function, &data)).await },
+            )
         })
         .collect();
     let mut latencies = Vec::new();

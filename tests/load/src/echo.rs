@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::calls::{echoing, run};
 use crate::engine::Engine;
-use crate::peer::{Peer, call, payload};
+use crate::peer::{Peer, payload};
 use crate::table::{Row, Target, percentile};
 
 /// The two take turns, so that they have the same machine.
@@ -73,7 +73,7 @@ async fn bounce(bare: &mut Peer) -> Vec<Duration> {
     let mut times = Vec::new();
     while begun.elapsed() < LASTS {
         let start = Instant::now();
-        bare.send([call(0, "load::echo", &data)]).await;
+        bare.write(|out| out.call(0, "load::echo", &data)).await;
         assert!(!bare.next().await.is_empty(), "the echo has gone");
         times.push(start.elapsed());
     }

@@ -2,15 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::peer::{Out, Peer, call, number};
-
-/// An answer that is longer is no error.
-const MAX_ERROR_BYTES: usize = 4096;
+use crate::peer::{Out, Peer, is_answer, number};
 
 /// Waits until a call finds `function`: registrations are not acknowledged.
 pub(crate) async fn registered(caller: &mut Peer, function: &str) {
     loop {
-        caller.send([call(0, function, "{}")]).await;
+        caller.write(|out| out.call(0, function, "{}")).await;
         loop {
             let texts = caller.next().await;
             let answer = texts.iter().find(|text| text.contains("\"invocationresult\""));
@@ -24,26 +21,25 @@ pub(crate) async fn registered(caller: &mut Peer, function: &str) {
     }
 }
 
-/// Keeps `in_flight` calls under way for as long as `lasts`, the one with a number as `call` writes it; how long each
+/// Keeps `in_flight` calls under way for as long as `lasts`, the one with a number as `call` adds it; how long each
 /// took.
 pub(crate) async fn keep(
     caller: &mut Peer,
     in_flight: u64,
     lasts: Duration,
-    call: impl Fn(u64) -> String,
+    call: impl Fn(&mut Out, u64),
 ) -> Vec<Duration> {
     let begun = Instant::now();
     let mut starts: Vec<Instant> = Vec::new();
     let mut latencies = Vec::new();
-    let next = |starts: &mut Vec<Instant>| {
+    let next = |starts: &mut Vec<Instant>, out: &mut Out| {
         starts.push(Instant::now());
-        call(starts.len() as u64)
+        call(out, starts.len() as u64);
     };
-    let first: Vec<String> = (0..in_flight).map(|_| next(&mut starts)).collect();
-    caller.send(first).await;
+    caller.write(|out| (0..in_flight).for_each(|_| next(&mut starts, out))).await;
     while latencies.len() < starts.len() {
         let goes_on = begun.elapsed() < lasts;
-        let take = |text: &str, out: &mut Out| {
+        let take = |text: &[u8], out: &mut Out| {
             if !is_answer(text) {
                 return;
             }
@@ -51,16 +47,10 @@ pub(crate) async fn keep(
             let number = number(text).filter(|number| *number > 0).expect("the number of a call");
             latencies.push(starts[usize::try_from(number).expect("small") - 1].elapsed());
             if goes_on {
-                out.add(&next(&mut starts));
+                next(&mut starts, out);
             }
         };
         assert!(caller.each(take).await, "the engine closed the connection");
     }
     latencies
-}
-
-/// Whether it answers a call; one that failed means that nothing was measured.
-pub(crate) fn is_answer(text: &str) -> bool {
-    assert!(text.len() > MAX_ERROR_BYTES || !text.contains("\"error\":{"), "{text}");
-    text.contains("\"invocationresult\"")
 }

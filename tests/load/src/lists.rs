@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::engine::Engine;
 use crate::flow::registered;
-use crate::peer::{Peer, call, register};
+use crate::peer::{Peer, register};
 use crate::table::{Row, Target};
 
 const FUNCTIONS: usize = 10_000;
@@ -21,7 +21,7 @@ pub(crate) async fn measure(program: &Path, rows: &mut Vec<Row>) {
     let mut latencies = Vec::new();
     for number in 1..=CALLS {
         let start = Instant::now();
-        peer.send([call(number, "engine::functions::list", r#"{"prefix":"load500::"}"#)]).await;
+        peer.write(|out| out.call(number, "engine::functions::list", r#"{"prefix":"load500::"}"#)).await;
         let answer = loop {
             let texts = peer.next().await;
             if let Some(answer) = texts.into_iter().find(|text| text.contains("\"invocationresult\"")) {

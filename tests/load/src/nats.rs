@@ -5,12 +5,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use memchr::memchr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::calls::{echoing, run};
 use crate::engine::Engine;
-use crate::peer::payload;
+use crate::peer::{digits, number_of, payload};
 use crate::server::{Server, free_port};
 use crate::table::{Row, Target};
 
@@ -33,11 +34,11 @@ pub(crate) async fn measure(program: &Path, rows: &mut Vec<Row>) {
         Err(error) => panic!("nats-server: {error}"),
     };
     let mut responder = Client::connect(port).await;
-    responder.write("SUB load.echo 1\r\nPING\r\n".into()).await;
+    responder.write(b"SUB load.echo 1\r\nPING\r\n").await;
     responder.settled().await;
     tokio::spawn(responder.serve());
     let mut requester = Client::connect(port).await;
-    requester.write("SUB _INBOX.load.* 1\r\nPING\r\n".into()).await;
+    requester.write(b"SUB _INBOX.load.* 1\r\nPING\r\n").await;
     requester.settled().await;
 
     let engine = Engine::start(program);
@@ -86,7 +87,7 @@ impl Turns {
 /// What the server says.
 #[derive(Debug, PartialEq, Eq)]
 enum Said<'a> {
-    Message { subject: &'a str, reply: Option<&'a str> },
+    Message { subject: &'a [u8], reply: Option<&'a [u8]> },
     Ping,
     Pong,
     Other,
@@ -94,23 +95,23 @@ enum Said<'a> {
 
 /// The first thing said, and how many bytes it took; `None` while it is not all there.
 fn parse(received: &[u8]) -> Option<(Said<'_>, usize)> {
-    let end = received.windows(2).position(|pair| pair == b"\r\n")?;
-    let line = std::str::from_utf8(&received[..end]).expect("text");
-    let end = end + 2;
-    let mut words = line.split_ascii_whitespace();
+    let end = memchr(b'\n', received)? + 1;
+    let line = received[..end].trim_ascii_end();
+    let mut words = line.split(|byte| *byte == b' ');
     match words.next() {
-        Some("PING") => Some((Said::Ping, end)),
-        Some("PONG") => Some((Said::Pong, end)),
-        Some("MSG") => {
+        Some(b"PING") => Some((Said::Ping, end)),
+        Some(b"PONG") => Some((Said::Pong, end)),
+        Some(b"MSG") => {
             let (subject, _subscription) = (words.next()?, words.next()?);
             let (reply, bytes) = match (words.next()?, words.next()) {
                 (reply, Some(bytes)) => (Some(reply), bytes),
                 (bytes, None) => (None, bytes),
             };
-            let end = end + bytes.parse::<usize>().expect("a length") + 2;
+            let bytes = bytes.iter().fold(0, |bytes, digit| 10 * bytes + usize::from(digit - b'0'));
+            let end = end + bytes + 2;
             (received.len() >= end).then_some((Said::Message { subject, reply }, end))
         }
-        Some("-ERR") => panic!("{line}"),
+        Some(b"-ERR") => panic!("{}", String::from_utf8_lossy(line)),
         _ => Some((Said::Other, end)),
     }
 }
@@ -119,39 +120,43 @@ fn parse(received: &[u8]) -> Option<(Said<'_>, usize)> {
 struct Client {
     socket: TcpStream,
     received: Vec<u8>,
+    out: Vec<u8>,
 }
 
 impl Client {
     async fn connect(port: u16) -> Self {
         let socket = TcpStream::connect(("127.0.0.1", port)).await.expect("connected");
         socket.set_nodelay(true).expect("a TCP socket");
-        let mut client = Self { socket, received: Vec::with_capacity(128 << 10) };
-        client.write("CONNECT {\"verbose\":false,\"pedantic\":false}\r\n".into()).await;
+        let mut client = Self { socket, received: Vec::with_capacity(128 << 10), out: Vec::new() };
+        client.write(b"CONNECT {\"verbose\":false,\"pedantic\":false}\r\n").await;
         client
     }
 
-    async fn write(&mut self, text: String) {
-        self.socket.write_all(text.as_bytes()).await.expect("sent");
+    async fn write(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).await.expect("sent");
     }
 
     /// Reads what has arrived, hands over each thing said, and writes what that adds; false when the server has gone.
-    async fn next(&mut self, mut each: impl FnMut(&Said<'_>, &mut String)) -> bool {
+    async fn next(&mut self, mut each: impl FnMut(&Said<'_>, &mut Vec<u8>)) -> bool {
         if !matches!(self.socket.read_buf(&mut self.received).await, Ok(1..)) {
             return false;
         }
-        let (mut start, mut out) = (0, String::new());
+        let mut start = 0;
         while let Some((said, bytes)) = parse(&self.received[start..]) {
             if said == Said::Ping {
-                out.push_str("PONG\r\n");
+                self.out.extend_from_slice(b"PONG\r\n");
             }
-            each(&said, &mut out);
+            each(&said, &mut self.out);
             start += bytes;
         }
         self.received.drain(..start);
-        if !out.is_empty() {
-            self.write(out).await;
-        }
+        self.flush().await;
         true
+    }
+
+    async fn flush(&mut self) {
+        self.socket.write_all(&self.out).await.expect("sent");
+        self.out.clear();
     }
 
     /// After a `PING`: what was said before it has been taken in.
@@ -163,32 +168,33 @@ impl Client {
     }
 
     async fn serve(mut self) {
-        let data = payload(BYTES);
-        let mut answer = |said: &Said<'_>, out: &mut String| {
+        let body = body();
+        let mut answer = |said: &Said<'_>, out: &mut Vec<u8>| {
             if let Said::Message { reply: Some(reply), .. } = said {
-                *out += &format!("PUB {reply} {}\r\n{data}\r\n", data.len());
+                [b"PUB ", *reply, &body].iter().for_each(|piece| out.extend_from_slice(piece));
             }
         };
         while self.next(&mut answer).await {}
     }
 
     async fn keep_asking(&mut self, lasts: Duration) -> Vec<Duration> {
-        let data = payload(BYTES);
+        let body = body();
         let begun = Instant::now();
         let mut starts: Vec<Instant> = Vec::new();
         let mut latencies = Vec::new();
-        let ask = |starts: &mut Vec<Instant>, out: &mut String| {
-            *out += &format!("PUB load.echo _INBOX.load.{} {}\r\n{data}\r\n", starts.len(), data.len());
+        let ask = |starts: &mut Vec<Instant>, out: &mut Vec<u8>| {
+            let pieces: [&[u8]; 3] = [b"PUB load.echo _INBOX.load.", &digits(starts.len() as u64), &body];
+            pieces.iter().for_each(|piece| out.extend_from_slice(piece));
             starts.push(Instant::now());
         };
-        let mut first = String::new();
-        (0..IN_FLIGHT).for_each(|_| ask(&mut starts, &mut first));
-        self.write(first).await;
+        (0..IN_FLIGHT).for_each(|_| ask(&mut starts, &mut self.out));
+        self.flush().await;
         while latencies.len() < starts.len() {
             let goes_on = begun.elapsed() < lasts;
-            let take = |said: &Said<'_>, out: &mut String| {
+            let take = |said: &Said<'_>, out: &mut Vec<u8>| {
                 if let Said::Message { subject, .. } = said {
-                    let number = subject.rsplit('.').next().and_then(|number| number.parse::<usize>().ok());
+                    let number = subject.get(b"_INBOX.load.".len()..).and_then(number_of);
+                    let number = number.and_then(|number| usize::try_from(number).ok());
                     latencies.push(starts[number.expect("the number of a request")].elapsed());
                     if goes_on {
                         ask(&mut starts, out);
@@ -201,6 +207,12 @@ impl Client {
     }
 }
 
+/// Of every message, from behind its subjects.
+fn body() -> Vec<u8> {
+    let data = payload(BYTES);
+    format!(" {}\r\n{data}\r\n", data.len()).into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,9 +221,9 @@ mod tests {
     fn messages_are_taken_apart_when_they_are_whole() {
         let text = b"MSG load.echo 1 _INBOX.load.7 5\r\nab\r\nc\r\nPING\r\n";
         let (said, bytes) = parse(text).expect("whole");
-        assert_eq!(said, Said::Message { subject: "load.echo", reply: Some("_INBOX.load.7") });
+        assert_eq!(said, Said::Message { subject: b"load.echo", reply: Some(b"_INBOX.load.7") });
         assert_eq!(parse(&text[bytes..]), Some((Said::Ping, 6)));
         assert_eq!(parse(&text[..bytes - 1]), None);
-        assert_eq!(parse(b"MSG s 1 0\r\n\r\n"), Some((Said::Message { subject: "s", reply: None }, 13)));
+        assert_eq!(parse(b"MSG s 1 0\r\n\r\n"), Some((Said::Message { subject: b"s", reply: None }, 13)));
     }
 }

@@ -1,7 +1,13 @@
 //! A worker's connection that knows only as much of WebSocket and protocol as the load needs.
 
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+/// An answer that is longer is no error.
+const MAX_ERROR_BYTES: usize = 4096;
 
 /// Room for what arrives, at least.
 const READ_BYTES: usize = 128 * 1024;
@@ -52,7 +58,12 @@ impl Peer {
 
     /// Sends all of `messages` in as few system calls as that takes.
     pub(crate) async fn send(&mut self, messages: impl IntoIterator<Item = String>) {
-        messages.into_iter().for_each(|message| self.out.add(&message));
+        self.write(|out| messages.into_iter().for_each(|message| out.add(&message))).await;
+    }
+
+    /// Sends what `add` adds.
+    pub(crate) async fn write(&mut self, add: impl FnOnce(&mut Out)) {
+        add(&mut self.out);
         self.flush().await;
     }
 
@@ -64,22 +75,22 @@ impl Peer {
     /// What has arrived, at least one text; nothing when the connection has ended.
     pub(crate) async fn next(&mut self) -> Vec<String> {
         let mut texts = Vec::new();
-        self.each(|text, _| texts.push(text.to_owned())).await;
+        self.each(|text, _| texts.push(String::from_utf8(text.to_owned()).expect("UTF-8"))).await;
         texts
     }
 
     /// Hands over what has arrived, at least one text, and sends what that adds; false when the connection has ended.
-    pub(crate) async fn each(&mut self, mut take: impl FnMut(&str, &mut Out)) -> bool {
+    pub(crate) async fn each(&mut self, mut take: impl FnMut(&[u8], &mut Out)) -> bool {
         loop {
             let (mut start, mut is_any) = (0, false);
             while let Some(frame) = Frame::parse(&self.received[start..]) {
                 start += frame.bytes;
                 match frame.first {
                     TEXT => {
-                        take(str::from_utf8(frame.payload).expect("UTF-8"), &mut self.out);
+                        take(frame.payload, &mut self.out);
                         is_any = true;
                     }
-                    PING => self.out.frame(PONG, frame.payload),
+                    PING => self.out.frame(PONG, &[frame.payload]),
                     CLOSE => return false,
                     other => panic!("the engine sent a frame that begins with {other:#04x}"),
                 }
@@ -100,11 +111,9 @@ impl Peer {
 
     /// Answers every call with `result`, until the connection ends.
     pub(crate) async fn serve(mut self, result: String) {
-        let mut take = |text: &str, out: &mut Out| {
-            if text.contains("\"invokefunction\"")
-                && let Some(answer) = answer(text, &result)
-            {
-                out.add(&answer);
+        let mut take = |text: &[u8], out: &mut Out| {
+            if is_call(text) {
+                out.answer(text, &result);
             }
         };
         while self.each(&mut take).await {}
@@ -113,13 +122,46 @@ impl Peer {
 
 impl Out {
     pub(crate) fn add(&mut self, text: &str) {
-        self.frame(TEXT, text.as_bytes());
+        self.frame(TEXT, &[text.as_bytes()]);
+    }
+
+    /// A call under a number, which its answer brings back.
+    pub(crate) fn call(&mut self, number: u64, function: &str, data: &str) {
+        self.frame(
+            TEXT,
+            &[
+                br#"{"type":"invokefunction","invocation_id":"00000000-0000-4000-8000-"#,
+                &digits(number),
+                br#"","function_id":""#,
+                function.as_bytes(),
+                br#"","data":"#,
+                data.as_bytes(),
+                b"}",
+            ],
+        );
+    }
+
+    /// What a worker says to a call; nothing to one that wants no answer.
+    pub(crate) fn answer(&mut self, call: &[u8], result: &str) {
+        if let Some(id) = invocation_id(call) {
+            self.frame(
+                TEXT,
+                &[
+                    br#"{"type":"invocationresult","invocation_id":""#,
+                    id,
+                    br#"","function_id":"load::echo","result":"#,
+                    result.as_bytes(),
+                    b"}",
+                ],
+            );
+        }
     }
 
     /// Under a mask of zeros, which changes nothing.
-    fn frame(&mut self, first: u8, payload: &[u8]) {
+    fn frame(&mut self, first: u8, pieces: &[&[u8]]) {
         self.0.push(first);
-        match (payload.len(), u16::try_from(payload.len())) {
+        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+        match (length, u16::try_from(length)) {
             (length @ ..126, _) => self.0.push(0x80 | length as u8),
             (_, Ok(length)) => {
                 self.0.push(0x80 | 126);
@@ -131,7 +173,7 @@ impl Out {
             }
         }
         self.0.extend_from_slice(&[0; 4]);
-        self.0.extend_from_slice(payload);
+        pieces.iter().for_each(|piece| self.0.extend_from_slice(piece));
     }
 }
 
@@ -167,31 +209,42 @@ pub(crate) fn register_trigger(trigger_type: &str, function: &str, config: &str)
     )
 }
 
-/// What a worker says to a call; nothing to one that wants no answer.
-pub(crate) fn answer(call: &str, result: &str) -> Option<String> {
-    let id = invocation_id(call)?;
-    Some(format!(
-        r#"{{"type":"invocationresult","invocation_id":"{id}","function_id":"load::echo","result":{result}}}"#
-    ))
+/// What is looked for in messages; found, rather than parsed.
+static CALL: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"invokefunction\""));
+static ANSWER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"invocationresult\""));
+static ERROR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"error\":{"));
+static ID: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"invocation_id\":\""));
+
+pub(crate) fn is_call(text: &[u8]) -> bool {
+    CALL.find(text).is_some()
 }
 
-/// A call under a number, which its answer brings back.
-pub(crate) fn call(number: u64, function: &str, data: &str) -> String {
-    format!(
-        r#"{{"type":"invokefunction","invocation_id":"00000000-0000-4000-8000-{number:012x}","function_id":"{function}","data":{data}}}"#
-    )
+/// Whether it answers a call; one that failed means that nothing was measured.
+pub(crate) fn is_answer(text: &[u8]) -> bool {
+    let is_error = text.len() <= MAX_ERROR_BYTES && ERROR.find(text).is_some();
+    assert!(!is_error, "{}", String::from_utf8_lossy(text));
+    ANSWER.find(text).is_some()
 }
 
-/// The id in a message, found rather than parsed.
-fn invocation_id(text: &str) -> Option<&str> {
-    const NAME: &str = "\"invocation_id\":\"";
-    let start = text.find(NAME)? + NAME.len();
+fn invocation_id(text: &[u8]) -> Option<&[u8]> {
+    let start = ID.find(text)? + ID.needle().len();
     text.get(start..start + 36)
 }
 
-/// The number of [`call`].
-pub(crate) fn number(text: &str) -> Option<u64> {
-    u64::from_str_radix(invocation_id(text)?.get(24..)?, 16).ok()
+/// The number of [`Out::call`].
+pub(crate) fn number(text: &[u8]) -> Option<u64> {
+    let digits = invocation_id(text)?.get(24..)?;
+    number_of(digits)
+}
+
+/// A number in hexadecimal digits, always as many.
+pub(crate) fn digits(number: u64) -> [u8; 12] {
+    std::array::from_fn(|at| b"0123456789abcdef"[(number >> (4 * (11 - at)) & 0xf) as usize])
+}
+
+/// The number of [`digits`].
+pub(crate) fn number_of(digits: &[u8]) -> Option<u64> {
+    digits.iter().try_fold(0, |number, digit| Some(number << 4 | u64::from(char::from(*digit).to_digit(16)?)))
 }
 
 /// A JSON object of about `bytes` bytes.
@@ -207,7 +260,7 @@ mod tests {
     fn frames_are_taken_apart_when_they_are_whole() {
         for length in [0, 125, 126, 70_000] {
             let mut out = Out::default();
-            out.frame(TEXT, &vec![b'x'; length]);
+            out.frame(TEXT, &[&vec![b'x'; length]]);
             // What a client sends but for the mask is what a server sends.
             let header = out.0.len() - length - 4;
             let mut sent = [&out.0[..header], &out.0[header + 4..]].concat();
@@ -217,5 +270,18 @@ mod tests {
             let frame = Frame::parse(&sent).expect("whole");
             assert_eq!((frame.first, frame.payload.len(), frame.bytes), (TEXT, length, sent.len() - 1));
         }
+    }
+    #[test]
+    fn a_call_is_json_and_its_answer_brings_back_its_number() {
+        let mut out = Out::default();
+        out.call(0xabc_1234_5678, "f", r#"{"a":1}"#);
+        // Behind two bytes of header and four of mask.
+        let call: serde_json::Value = serde_json::from_slice(&out.0[6..]).expect("JSON");
+        assert_eq!(call["data"]["a"], 1);
+        assert_eq!(call["invocation_id"].as_str().map(str::len), Some(36));
+        let mut answers = Out::default();
+        answers.answer(&out.0, "null");
+        assert!(is_call(&out.0) && is_answer(&answers.0));
+        assert_eq!(number(&answers.0), Some(0xabc_1234_5678));
     }
 }

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use memchr::memmem;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::engine::Engine;
 use crate::flow::{keep, registered};
-use crate::peer::{Peer, answer, call, register, register_trigger};
+use crate::peer::{Out, Peer, is_call, register, register_trigger};
 use crate::table::{Row, Target};
 
 const SUBSCRIBER: &str = "load::subscriber";
@@ -49,13 +50,10 @@ pub(crate) async fn measure(program: &Path, rows: &mut Vec<Row>) {
         let engine = Engine::with(program, WORKERS);
         let epoch = Instant::now();
         let (mut publisher, mut arrivals) = connect(&engine, &way, epoch).await;
-        let message = |number: u64| {
+        let message = |out: &mut Out, number: u64| {
             let sent_ns = epoch.elapsed().as_nanos();
-            call(
-                number,
-                way.function,
-                &format!(r#"{{"topic":"load","data":{{"sent_ns":{sent_ns},"text":"{}"}}}}"#, "x".repeat(60)),
-            )
+            let data = format!(r#"{{"topic":"load","data":{{"sent_ns":{sent_ns},"text":"{}"}}}}"#, "x".repeat(60));
+            out.call(number, way.function, &data);
         };
 
         let mut ticks = interval(PACE);
@@ -102,24 +100,18 @@ async fn connect(engine: &Engine, way: &Way, epoch: Instant) -> (Peer, Arrivals)
     registered(&mut publisher, way.function).await;
     let (tell, told) = mpsc::unbounded_channel();
     tokio::spawn(async move {
-        loop {
-            let texts = subscriber.next().await;
-            if texts.is_empty() {
-                return;
-            }
-            let calls = texts.iter().filter(|text| text.contains("\"invokefunction\""));
-            let mut answers = Vec::new();
-            for text in calls {
+        let mut take = |text: &[u8], out: &mut Out| {
+            if is_call(text) {
                 if let Some(sent) = sent(text) {
                     let _ = tell.send(epoch.elapsed().saturating_sub(sent));
                 }
-                answers.extend(answer(text, "null"));
+                out.answer(text, "null");
             }
-            subscriber.send(answers).await;
-        }
+        };
+        while subscriber.each(&mut take).await {}
     });
     let mut arrivals = Arrivals(told);
-    let first = |number| call(number, way.function, r#"{"topic":"load","data":{"sent_ns":0}}"#);
+    let first = |out: &mut Out, number| out.call(number, way.function, r#"{"topic":"load","data":{"sent_ns":0}}"#);
     loop {
         // Until the trigger is there, messages may go nowhere.
         keep(&mut publisher, 1, Duration::ZERO, first).await;
@@ -132,9 +124,9 @@ async fn connect(engine: &Engine, way: &Way, epoch: Instant) -> (Peer, Arrivals)
 }
 
 /// When the message in a call was published.
-fn sent(text: &str) -> Option<Duration> {
-    const NAME: &str = "\"sent_ns\":";
-    let rest = &text[text.find(NAME)? + NAME.len()..];
-    let digits = rest.split(|other: char| !other.is_ascii_digit()).next()?;
-    digits.parse().ok().map(Duration::from_nanos)
+fn sent(text: &[u8]) -> Option<Duration> {
+    const NAME: &[u8] = b"\"sent_ns\":";
+    let rest = &text[memmem::find(text, NAME)? + NAME.len()..];
+    let digits = rest.split(|other| !other.is_ascii_digit()).next()?;
+    str::from_utf8(digits).ok()?.parse().ok().map(Duration::from_nanos)
 }

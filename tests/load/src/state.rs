@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::Engine;
 use crate::flow::{keep, registered};
-use crate::peer::{Peer, call, payload};
+use crate::peer::{Out, Peer, payload};
 use crate::table::{Row, Target};
 
 const WORKERS: &str = "  - name: iii-state\n";
@@ -19,13 +19,13 @@ pub(crate) async fn measure(program: &Path, rows: &mut Vec<Row>) {
     let mut caller = Peer::connect(engine.port).await;
     registered(&mut caller, "state::list_groups").await;
     let value = payload(100);
-    let set = |number: u64| {
+    let set = |out: &mut Out, number: u64| {
         let key = number % KEYS;
-        call(number, "state::set", &format!(r#"{{"scope":"load","key":"k{key}","value":{value}}}"#))
+        out.call(number, "state::set", &format!(r#"{{"scope":"load","key":"k{key}","value":{value}}}"#));
     };
-    let get = |number: u64| {
+    let get = |out: &mut Out, number: u64| {
         let key = number % KEYS;
-        call(number, "state::get", &format!(r#"{{"scope":"load","key":"k{key}"}}"#))
+        out.call(number, "state::get", &format!(r#"{{"scope":"load","key":"k{key}"}}"#));
     };
     for in_flight in IN_FLIGHT {
         keep(&mut caller, in_flight, WARM_UP, set).await;
