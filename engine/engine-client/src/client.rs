@@ -183,7 +183,7 @@ impl Client {
         self.change(|registrations| {
             registrations.functions.insert(function.id, (message.clone(), Arc::new(handler)));
         });
-        self.send_soon(Message::RegisterFunction(message));
+        self.send_soon(Message::from(message));
     }
 
     /// Offers a trigger type.
@@ -213,7 +213,7 @@ impl Client {
         self.change(|registrations| {
             registrations.triggers.insert(id.clone(), message.clone());
         });
-        self.send_soon(Message::RegisterTrigger(message));
+        self.send_soon(Message::from(message));
         id
     }
 
@@ -260,7 +260,7 @@ impl Client {
     /// The payload, or a client that has been shut down.
     pub async fn call_void(&self, function_id: &str, data: &impl Serialize) -> Result<(), CallError> {
         let call = self.invocation(None, function_id, data, Some(Action::Void))?;
-        let command = Command::Send(Message::InvokeFunction(call));
+        let command = Command::Send(Message::from(call));
         self.commands.send(command).await.map_err(|_| CallError::Closed)
     }
 
@@ -275,7 +275,7 @@ impl Client {
         Ok(InvokeFunction {
             invocation_id,
             function_id: function_id.to_owned(),
-            data: Some(data),
+            data: Some(data.into()),
             traceparent: None,
             baggage: None,
             action,

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use engine_protocol::{
-    Action, ErrorBody, InvocationResult, InvokeFunction, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Message, decode,
+    Action, ErrorBody, InvocationResult, InvokeFunction, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Message, Payload, decode,
 };
 use futures_util::{SinkExt, StreamExt};
 use serde_json::value::RawValue;
@@ -115,7 +115,7 @@ async fn converse(shared: &Arc<Shared>, socket: Socket, commands: &mut mpsc::Rec
                         if let Some(id) = call.invocation_id {
                             waiting.insert(id, answer);
                         }
-                        Message::InvokeFunction(call)
+                        Message::from(call)
                     }
                 };
                 if sink.send(Frame::text(message.encode())).await.is_err() {
@@ -123,7 +123,7 @@ async fn converse(shared: &Arc<Shared>, socket: Socket, commands: &mut mpsc::Rec
                 }
             }
             Some(result) = finished.recv() => {
-                if sink.send(Frame::text(Message::InvocationResult(result).encode())).await.is_err() {
+                if sink.send(Frame::text(Message::from(result).encode())).await.is_err() {
                     return Ended::Lost;
                 }
             }
@@ -144,17 +144,17 @@ async fn converse(shared: &Arc<Shared>, socket: Socket, commands: &mut mpsc::Rec
 fn introduction(shared: &Shared) -> Vec<Message> {
     let registrations = shared.registrations.lock().unwrap_or_else(PoisonError::into_inner);
     let kinds = registrations.trigger_types.values().cloned().map(Message::RegisterTriggerType);
-    let functions = registrations.functions.values().map(|(message, _)| Message::RegisterFunction(message.clone()));
-    let triggers = registrations.triggers.values().cloned().map(Message::RegisterTrigger);
+    let functions = registrations.functions.values().map(|(message, _)| Message::from(message.clone()));
+    let triggers = registrations.triggers.values().cloned().map(Message::from);
     let mut messages: Vec<Message> = kinds.chain(functions).chain(triggers).collect();
     let about = serde_json::json!({
         "runtime": "rust", "version": env!("CARGO_PKG_VERSION"), "name": shared.config.name,
         "description": shared.config.description, "os": std::env::consts::OS, "pid": std::process::id(),
     });
-    messages.push(Message::InvokeFunction(InvokeFunction {
+    messages.push(Message::from(InvokeFunction {
         invocation_id: None,
         function_id: "engine::workers::register".into(),
-        data: engine_protocol::raw(&about).ok(),
+        data: engine_protocol::raw(&about).ok().map(Payload::from),
         traceparent: None,
         baggage: None,
         action: Some(Action::Void),
@@ -169,13 +169,13 @@ fn receive(shared: &Shared, text: &str, waiting: &mut HashMap<Uuid, Answer>, res
             if let Some(answer) = waiting.remove(&result.invocation_id) {
                 let outcome = match result.error {
                     Some(error) => Err(CallError::Remote(error)),
-                    None => Ok(result.result),
+                    None => Ok(result.result.map(Payload::into_raw)),
                 };
                 // Dropped by a caller that no longer waits.
                 let _ = answer.send(outcome);
             }
         }
-        Ok(Message::InvokeFunction(call)) => answer_call(shared, call, results),
+        Ok(Message::InvokeFunction(call)) => answer_call(shared, *call, results),
         Ok(_) => {}
         Err(error) => debug!(%error, "message of the engine dropped"),
     }
@@ -191,17 +191,14 @@ fn answer_call(shared: &Shared, call: InvokeFunction, results: &mpsc::Sender<Inv
     tokio::spawn(async move {
         let outcome = match handler {
             Some(handler) => {
-                let data = data.or_else(|| RawValue::from_string("null".into()).ok());
-                match data {
-                    Some(data) => handler.call(Call { function_id: function_id.clone(), data }).await,
-                    None => Ok(None),
-                }
+                let data = data.map_or_else(|| RawValue::NULL.to_owned(), Payload::into_raw);
+                handler.call(Call { function_id: function_id.clone(), data }).await
             }
             None => Err(ErrorBody::new("function_not_found", format!("function `{function_id}` is gone"))),
         };
         let Some(invocation_id) = invocation_id else { return };
         let (result, error) = match outcome {
-            Ok(result) => (result, None),
+            Ok(result) => (result.map(Payload::from), None),
             Err(error) => (None, Some(error)),
         };
         // A connection that is lost has lost the caller as well.

@@ -6,9 +6,11 @@ use memchr::memchr;
 use memchr::memmem::Finder;
 use serde_json::value::RawValue;
 
+use crate::json::{expect, skip_space, skip_string, skip_value};
+use crate::known::known;
 use crate::members::without_member;
 use crate::outbound::push_string;
-use crate::payload::payload;
+use crate::payload::Payload;
 
 const KEY: &str = "_caller_worker_id";
 
@@ -22,30 +24,26 @@ pub struct BadPayload;
 ///
 /// # Errors
 /// [`BadPayload`]: whether the caller supplied the key cannot be told.
-pub fn with_caller(data: Box<RawValue>, caller: &str) -> Result<Box<RawValue>, BadPayload> {
-    let mut text = String::with_capacity(data.get().len() + KEY.len() + caller.len());
+pub fn with_caller(data: Payload, caller: &str) -> Result<Box<RawValue>, BadPayload> {
+    let mut text = String::with_capacity(data.as_bytes().len() + KEY.len() + caller.len());
     let (data, from) = begin(&mut text, data, caller)?;
-    text.push_str(data.get().get(from..).ok_or(BadPayload)?);
-    payload(text).ok_or(BadPayload)
+    text.push_str(data.text().get(from..).ok_or(BadPayload)?);
+    known(text).ok_or(BadPayload)
 }
 
 /// Writes what [`with_caller`] begins with. What follows is the returned payload from the returned byte on, which is not
 /// copied.
-pub(crate) fn begin(
-    into: &mut String,
-    data: Box<RawValue>,
-    caller: &str,
-) -> Result<(Box<RawValue>, usize), BadPayload> {
-    if !data.get().starts_with('{') {
+pub(crate) fn begin(into: &mut String, data: Payload, caller: &str) -> Result<(Payload, usize), BadPayload> {
+    if !data.as_bytes().starts_with(b"{") {
         return Ok((data, 0));
     }
-    let data = if may_hold_key(data.get()) {
-        let inside = without_member(data.get(), KEY).ok_or(BadPayload)?;
-        payload(format!("{{{inside}}}")).ok_or(BadPayload)?
-    } else {
+    let data = if data.names_no_caller() || !may_hold_key(data.as_bytes()) {
         data
+    } else {
+        let inside = without_member(data.text(), KEY).ok_or(BadPayload)?;
+        Payload::from(known(format!("{{{inside}}}")).ok_or(BadPayload)?)
     };
-    let inside = data.get().strip_prefix('{').and_then(|text| text.strip_suffix('}')).ok_or(BadPayload)?;
+    let inside = data.as_bytes().strip_prefix(b"{").and_then(|text| text.strip_suffix(b"}")).ok_or(BadPayload)?;
     into.push_str("{\"");
     into.push_str(KEY);
     into.push_str("\":");
@@ -56,11 +54,35 @@ pub(crate) fn begin(
     Ok((data, 1))
 }
 
+/// Over the `data` of a call, as over any value; and whether it is certain that none of its members tells of a caller.
+pub(crate) fn skip_data(bytes: &[u8], start: usize) -> Option<(usize, bool)> {
+    if bytes.get(start)? != &b'{' {
+        return Some((skip_value(bytes, start)?, true));
+    }
+    let mut at = skip_space(bytes, start + 1);
+    if bytes.get(at)? == &b'}' {
+        return Some((at + 1, true));
+    }
+    let mut is_certain = true;
+    loop {
+        let behind = skip_string(bytes, at)?;
+        // Without its quotes. With an escape it may mean anything.
+        let name = bytes.get(at + 1..behind - 1)?;
+        is_certain &= name != KEY.as_bytes() && memchr(b'\\', name).is_none();
+        let value = skip_space(bytes, expect(bytes, skip_space(bytes, behind), b':')?);
+        at = skip_space(bytes, skip_value(bytes, value)?);
+        match bytes.get(at)? {
+            b',' => at = skip_space(bytes, at + 1),
+            b'}' => return Some((at + 1, is_certain)),
+            _ => return None,
+        }
+    }
+}
+
 /// Without looking at the structure: the key's name is there somewhere, or an escape that may spell it.
-fn may_hold_key(text: &str) -> bool {
+fn may_hold_key(text: &[u8]) -> bool {
     static NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
     static ESCAPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\\u"));
-    let text = text.as_bytes();
     // Most texts have no escape of any kind, and one byte is found sooner than two.
     let escapes = memchr(b'\\', text).and_then(|at| text.get(at..));
     NAME.find(text).is_some() || escapes.is_some_and(|text| ESCAPE.find(text).is_some())
@@ -71,9 +93,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn check(data: &str, wanted: &str) {
-        let data = RawValue::from_string(data.to_owned()).expect("JSON");
-        assert_eq!(with_caller(data, "w").expect("a payload").get(), wanted);
+    fn check(json: &str, wanted: &str) {
+        let data = RawValue::from_string(json.to_owned()).expect("JSON");
+        assert_eq!(with_caller(data.into(), "w").expect("a payload").get(), wanted);
+        // The same from a frame, where its members were looked at in passing.
+        let (end, names_no_caller) = skip_data(json.as_bytes(), 0).expect("JSON");
+        assert_eq!(end, json.len());
+        let found = Payload::found(json, None, names_no_caller).expect("a payload");
+        assert_eq!(with_caller(found, "w").expect("a payload").get(), wanted);
     }
 
     #[test]
@@ -105,7 +132,7 @@ mod tests {
         #[test]
         fn nothing_else_changes(keys in prop::collection::btree_map(".*", any::<i64>(), 0..8)) {
             let text = serde_json::to_string(&keys).expect("JSON");
-            let spliced = with_caller(RawValue::from_string(text).expect("JSON"), "w").expect("a payload");
+            let spliced = with_caller(RawValue::from_string(text).expect("JSON").into(), "w").expect("a payload");
             let mut object: serde_json::Map<String, serde_json::Value> =
                 serde_json::from_str(spliced.get()).expect("an object");
             prop_assert_eq!(object.remove(KEY), Some("w".into()));

@@ -3,11 +3,11 @@
 //! Accepts what `serde_json` accepts as a `RawValue`, to the byte: what passes here is forwarded to parsers of others. Nesting has no
 //! limit and costs a bit a level.
 
-/// Of a long string, as much as stays in the nearest cache between the two looks at it.
-const WINDOW: usize = 8 * 1024;
+/// Of a string, as much as is looked at by the word: most end there.
+const NEAR: usize = 64;
 
-/// Strings shorter than this are not worth the call of a vectorised search.
-const SHORT: usize = 16;
+/// Of a long one, as much as is looked at together.
+const BLOCK: usize = 64;
 
 pub(crate) fn skip_space(bytes: &[u8], at: usize) -> usize {
     let rest = bytes.get(at..).unwrap_or_default();
@@ -87,29 +87,44 @@ pub(crate) fn skip_string(bytes: &[u8], at: usize) -> Option<usize> {
 
 /// To the next quote, backslash or control character, or to the end.
 fn skip_plain(bytes: &[u8], start: usize) -> usize {
-    let special = |byte: &u8| *byte < 0x20 || matches!(byte, b'"' | b'\\');
     let rest = bytes.get(start..).unwrap_or_default();
-    let (short, long) = rest.split_at(rest.len().min(SHORT));
-    if let Some(found) = short.iter().position(special) {
-        return start + found;
-    }
-    let mut at = start + short.len();
-    for window in long.chunks(WINDOW) {
-        let plain = memchr::memchr2(b'"', b'\\', window).unwrap_or(window.len());
-        if least(&window[..plain]) < 0x20 {
-            return at + window.iter().position(special).unwrap_or(plain);
-        }
-        if plain < window.len() {
-            return at + plain;
-        }
-        at += window.len();
-    }
-    at
+    let (near, far) = rest.split_at(rest.len().min(NEAR));
+    start + plain(near).unwrap_or_else(|| near.len() + plain_far(far))
 }
 
-/// A minimum, since that is what compilers make wide instructions of.
-fn least(bytes: &[u8]) -> u8 {
-    bytes.iter().fold(u8::MAX, |least, byte| least.min(*byte))
+/// Where the first byte is that a JSON string cannot have as it is.
+pub(crate) fn plain(bytes: &[u8]) -> Option<usize> {
+    let (words, rest) = bytes.as_chunks();
+    for (index, word) in words.iter().enumerate() {
+        let special = special_in(u64::from_le_bytes(*word));
+        if special != 0 {
+            return Some(8 * index + special.trailing_zeros() as usize / 8);
+        }
+    }
+    rest.iter().position(is_special).map(|at| 8 * words.len() + at)
+}
+
+/// As [`plain`], for many bytes; their number if there is none.
+fn plain_far(bytes: &[u8]) -> usize {
+    let (blocks, _) = bytes.as_chunks::<BLOCK>();
+    // No early end within a block: compilers make wide instructions of that.
+    let has_special = |block: &[u8; BLOCK]| block.iter().fold(false, |found, byte| found | is_special(byte));
+    let from = BLOCK * blocks.iter().position(has_special).unwrap_or(blocks.len());
+    plain(bytes.get(from..).unwrap_or_default()).map_or(bytes.len(), |at| from + at)
+}
+
+fn is_special(byte: &u8) -> bool {
+    (*byte < 0x20) | (*byte == b'"') | (*byte == b'\\')
+}
+
+/// The highest bit of each special byte of a word, up to the first one; what is above that means nothing.
+fn special_in(word: u64) -> u64 {
+    const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
+    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+    let is = |byte: u8| word ^ (ONES * u64::from(byte));
+    let zero = |word: u64| word.wrapping_sub(ONES) & !word;
+    let control = word.wrapping_sub(ONES * 0x20) & !word;
+    (zero(is(b'"')) | zero(is(b'\\')) | control) & HIGH
 }
 
 fn skip_escape(bytes: &[u8], at: usize) -> Option<usize> {

@@ -6,7 +6,7 @@
 //!        ── {"type":"invocationresult",..} ──►
 //! ```
 //! One JSON object per text frame. Payloads (`data`, `result`, `config`, ..) stay the raw JSON they arrived as: they are
-//! routed, not understood. Knows shapes. Knows no socket, router or worker.
+//! routed, not understood, and large ones not even copied. Knows shapes. Knows no socket, router or worker.
 //!
 //! Always true:
 //! - Decoding is lenient as the published SDKs need it: unknown fields are ignored, `null` is absent.
@@ -16,6 +16,7 @@
 mod builtin;
 mod caller;
 mod json;
+mod known;
 mod members;
 mod message;
 mod outbound;
@@ -28,9 +29,10 @@ pub use members::without_member;
 pub use message::{
     Action, ChannelRef, DecodeError, Direction, ErrorBody, ErrorMessage, InvocationResult, InvokeFunction, Message,
     Reattach, RegisterFunction, RegisterTrigger, RegisterTriggerType, TriggerRegistrationResult, UnregisterFunction,
-    UnregisterTrigger, UnregisterTriggerType, WorkerRegistered, decode, raw,
+    UnregisterTrigger, UnregisterTriggerType, WorkerRegistered, decode, decode_frame, raw,
 };
 pub use outbound::Outbound;
+pub use payload::Payload;
 
 /// Largest message either side accepts.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;

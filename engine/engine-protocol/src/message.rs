@@ -2,11 +2,13 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::outbound::Carrier;
+use crate::payload::Payload;
 use crate::shallow;
 
 /// A payload that is passed on as it is.
@@ -142,7 +144,7 @@ pub struct InvokeFunction {
     pub invocation_id: Option<Uuid>,
     pub function_id: String,
     #[serde(default)]
-    pub data: Option<Raw>,
+    pub data: Option<Payload>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -160,7 +162,7 @@ pub struct InvocationResult {
     #[serde(default)]
     pub function_id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub result: Option<Raw>,
+    pub result: Option<Payload>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorBody>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -191,26 +193,38 @@ pub struct ErrorMessage {
     pub error: ErrorBody,
 }
 
-/// Any message, either way.
+/// Any message, either way. The larger ones are boxed: a message is handed on many times.
 #[derive(Debug, Clone)]
 pub enum Message {
     WorkerRegistered(WorkerRegistered),
     Reattach(Reattach),
-    RegisterFunction(RegisterFunction),
+    RegisterFunction(Box<RegisterFunction>),
     UnregisterFunction(UnregisterFunction),
     RegisterTriggerType(RegisterTriggerType),
     UnregisterTriggerType(UnregisterTriggerType),
-    RegisterTrigger(RegisterTrigger),
+    RegisterTrigger(Box<RegisterTrigger>),
     UnregisterTrigger(UnregisterTrigger),
-    TriggerRegistrationResult(TriggerRegistrationResult),
-    InvokeFunction(InvokeFunction),
-    InvocationResult(InvocationResult),
+    TriggerRegistrationResult(Box<TriggerRegistrationResult>),
+    InvokeFunction(Box<InvokeFunction>),
+    InvocationResult(Box<InvocationResult>),
     /// Accepted and without effect; SDKs up to 0.13 send it.
     RegisterService,
     Ping,
     Pong,
     Error(ErrorMessage),
 }
+
+macro_rules! boxed {
+    ($($kind:ident),*) => {
+        $(impl From<$kind> for Message {
+            fn from(message: $kind) -> Self {
+                Self::$kind(Box::new(message))
+            }
+        })*
+    };
+}
+
+boxed!(RegisterFunction, RegisterTrigger, TriggerRegistrationResult, InvokeFunction, InvocationResult);
 
 /// Why a text frame is no message.
 #[derive(Debug, thiserror::Error)]
@@ -234,7 +248,18 @@ struct Envelope<'a> {
 /// # Errors
 /// [`DecodeError`]; the frame is then dropped and the connection kept.
 pub fn decode(text: &str) -> Result<Message, DecodeError> {
-    shallow::read(text).map_or_else(|| decode_thoroughly(text), Ok)
+    shallow::read(text, None).map_or_else(|| decode_thoroughly(text), Ok)
+}
+
+/// As [`decode`]; large payloads of the message keep `frame`, in which `text` lies, instead of a copy of their own.
+///
+/// # Errors
+/// Those of [`decode`].
+///
+/// # Panics
+/// When `text` is not in `frame`.
+pub fn decode_frame(text: &str, frame: &Bytes) -> Result<Message, DecodeError> {
+    shallow::read(text, Some(frame)).map_or_else(|| decode_thoroughly(text), Ok)
 }
 
 /// Any message in any spelling, and the reason why a text is none.

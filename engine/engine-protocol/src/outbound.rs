@@ -1,13 +1,11 @@
 //! A message as it goes out: what is around the payload is written, a large payload is taken along as it is.
 
-use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::caller::begin;
-use crate::message::{InvocationResult, InvokeFunction, Message, Raw};
-
-/// From this size on a payload is not copied.
-const LARGE_BYTES: usize = 16 * 1024;
+use crate::json::plain;
+use crate::message::{InvocationResult, InvokeFunction, Message};
+use crate::payload::{LARGE_BYTES, Payload};
 
 /// The names, quotes and ids around a call's or an answer's texts, at most.
 const AROUND_BYTES: usize = 120;
@@ -19,7 +17,7 @@ const CALLER_BYTES: usize = 64;
 #[derive(Debug)]
 pub struct Outbound {
     head: String,
-    payload: Option<Raw>,
+    payload: Option<Payload>,
     /// Bytes of the payload that stand in the head already.
     skipped: usize,
     tail: String,
@@ -28,7 +26,7 @@ pub struct Outbound {
 impl Outbound {
     #[must_use]
     pub fn pieces(&self) -> [&[u8]; 3] {
-        let payload = self.payload.as_ref().and_then(|payload| payload.get().as_bytes().get(self.skipped..));
+        let payload = self.payload.as_ref().and_then(|payload| payload.as_bytes().get(self.skipped..));
         [self.head.as_bytes(), payload.unwrap_or_default(), self.tail.as_bytes()]
     }
 
@@ -42,6 +40,12 @@ impl Outbound {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// For [`Message::into_outbound`] of the next one.
+    #[must_use]
+    pub fn into_room(self) -> String {
+        self.head
+    }
 }
 
 impl From<String> for Outbound {
@@ -51,24 +55,25 @@ impl From<String> for Outbound {
 }
 
 impl Message {
-    /// What [`Message::encode`] writes, without a copy of a large payload.
+    /// What [`Message::encode`] writes, without a copy of a large payload. A call tells its handler of `caller`, as
+    /// [`with_caller`](crate::with_caller) has it. `room` is written into, whatever is in it.
     #[must_use]
-    pub fn into_outbound(self) -> Outbound {
-        match self {
-            Self::InvokeFunction(call) => call.into_outbound(),
-            Self::InvocationResult(result) => result.into_outbound(),
-            other => other.encode().into(),
+    pub fn into_outbound(self, caller: Option<Uuid>, mut room: String) -> Outbound {
+        room.clear();
+        match (self, caller) {
+            (Self::InvokeFunction(call), Some(caller)) => call.into_outbound_from(caller, room),
+            (Self::InvokeFunction(call), None) => call.into_outbound(room),
+            (Self::InvocationResult(result), _) => result.into_outbound(room),
+            (other, _) => other.encode().into(),
         }
     }
 }
 
 impl InvokeFunction {
-    /// A call as its handler gets it: as [`with_caller`](crate::with_caller) has it, without a copy of a large payload.
-    #[must_use]
-    pub fn into_outbound_from(mut self, caller: Uuid) -> Outbound {
-        let bytes = self.data.as_ref().map_or(0, |data| data.get().len());
+    fn into_outbound_from(mut self, caller: Uuid, mut head: String) -> Outbound {
+        let bytes = self.data.as_ref().map_or(0, |data| data.as_bytes().len());
         let copied = if bytes < LARGE_BYTES { bytes } else { 0 };
-        let mut head = String::with_capacity(AROUND_BYTES + self.texts() + CALLER_BYTES + copied);
+        head.reserve(AROUND_BYTES + self.texts() + CALLER_BYTES + copied);
         self.head(&mut head);
         if let Some(data) = self.data.take() {
             match begin(&mut head, data, caller.hyphenated().encode_lower(&mut Uuid::encode_buffer())) {
@@ -77,7 +82,7 @@ impl InvokeFunction {
                     self.tail(&mut tail);
                     return Outbound { head, payload: Some(payload), skipped, tail };
                 }
-                Ok((payload, skipped)) => head.push_str(payload.get().get(skipped..).unwrap_or_default()),
+                Ok((payload, skipped)) => head.push_str(payload.text().get(skipped..).unwrap_or_default()),
                 // Data was JSON when it arrived: it has a caller put in, or needs none.
                 Err(_) => head.push_str("null"),
             }
@@ -91,8 +96,8 @@ impl InvokeFunction {
 pub(crate) trait Carrier: Sized {
     /// All before the payload.
     fn head(&self, into: &mut String);
-    fn payload(&self) -> Option<&RawValue>;
-    fn take_payload(&mut self) -> Option<Raw>;
+    fn payload(&self) -> Option<&Payload>;
+    fn take_payload(&mut self) -> Option<Payload>;
     /// All behind it.
     fn tail(&self, into: &mut String);
     /// The texts of head and tail, in bytes; escapes may make them longer.
@@ -100,20 +105,27 @@ pub(crate) trait Carrier: Sized {
 
     /// In one piece.
     fn text(&self) -> String {
-        let payload = self.payload().map_or("", RawValue::get);
-        let mut text = String::with_capacity(AROUND_BYTES + self.texts() + payload.len());
-        self.head(&mut text);
-        text.push_str(payload);
-        self.tail(&mut text);
+        let mut text = String::new();
+        self.write(&mut text);
         text
     }
 
-    fn into_outbound(mut self) -> Outbound {
-        if self.payload().is_none_or(|payload| payload.get().len() < LARGE_BYTES) {
-            return self.text().into();
+    fn write(&self, into: &mut String) {
+        let payload = self.payload().map_or("", Payload::text);
+        into.reserve(AROUND_BYTES + self.texts() + payload.len());
+        self.head(into);
+        into.push_str(payload);
+        self.tail(into);
+    }
+
+    fn into_outbound(mut self, mut head: String) -> Outbound {
+        if self.payload().is_none_or(|payload| payload.as_bytes().len() < LARGE_BYTES) {
+            self.write(&mut head);
+            return head.into();
         }
-        let (mut head, mut tail) = (String::with_capacity(AROUND_BYTES + self.texts()), String::new());
+        head.reserve(AROUND_BYTES + self.texts());
         self.head(&mut head);
+        let mut tail = String::new();
         self.tail(&mut tail);
         Outbound { head, payload: self.take_payload(), skipped: 0, tail }
     }
@@ -130,11 +142,11 @@ impl Carrier for InvokeFunction {
         into.push_str(if self.data.is_some() { r#","data":"# } else { r#","data":null"# });
     }
 
-    fn payload(&self) -> Option<&RawValue> {
-        self.data.as_deref()
+    fn payload(&self) -> Option<&Payload> {
+        self.data.as_ref()
     }
 
-    fn take_payload(&mut self) -> Option<Raw> {
+    fn take_payload(&mut self) -> Option<Payload> {
         self.data.take()
     }
 
@@ -167,11 +179,11 @@ impl Carrier for InvocationResult {
         }
     }
 
-    fn payload(&self) -> Option<&RawValue> {
-        self.result.as_deref()
+    fn payload(&self) -> Option<&Payload> {
+        self.result.as_ref()
     }
 
-    fn take_payload(&mut self) -> Option<Raw> {
+    fn take_payload(&mut self) -> Option<Payload> {
         self.result.take()
     }
 
@@ -221,7 +233,7 @@ fn push_name(into: &mut String, name: &str) {
 
 /// `text` as a JSON string.
 pub(crate) fn push_string(into: &mut String, text: &str) {
-    if text.bytes().any(|byte| byte < 0x20 || matches!(byte, b'"' | b'\\')) {
+    if plain(text.as_bytes()).is_some() {
         return into.push_str(&serde_json::Value::from(text).to_string());
     }
     into.push('"');

@@ -1,56 +1,109 @@
-//! A payload from text that is known to be JSON, without another look at it.
-//!
-//! `serde_json` builds a `RawValue` from any deserializer that hands it the text as the one entry of a map under a name of its own,
-//! and tells that name when it asks.
+//! A payload on its way: JSON that is passed on as it is, where it lies in the frame it came in if it is large.
 
-use serde::Deserialize;
-use serde::de::value::{Error, StrDeserializer, StringDeserializer};
-use serde::de::{DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
-use serde::forward_to_deserialize_any;
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-/// `json` as it is; `None` from a `serde_json` that would read it again.
-///
-/// It must be one JSON value without space around it: whoever gets the payload relies on that.
-pub(crate) fn payload(json: String) -> Option<Box<RawValue>> {
-    Box::<RawValue>::deserialize(Known(json)).ok()
+use crate::known::known;
+use crate::message::Raw;
+
+/// From this size on a payload is not copied.
+pub(crate) const LARGE_BYTES: usize = 16 * 1024;
+
+/// The `data` of a call or the `result` of an answer.
+#[derive(Clone)]
+pub struct Payload {
+    text: Text,
+    /// Whether it is known that no member tells of a caller; else it has to be looked for.
+    names_no_caller: bool,
 }
 
-struct Known(String);
+#[derive(Clone)]
+enum Text {
+    Own(Raw),
+    /// Of a frame that was found to be UTF-8, and this to be JSON.
+    Part(Bytes),
+}
 
-impl<'de> Deserializer<'de> for Known {
-    type Error = Error;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_string(self.0)
+impl Payload {
+    /// `json` is one JSON value without space around it, and lies in `frame` if that is given. `None` from a `serde_json`
+    /// that would read it again.
+    pub(crate) fn found(json: &str, frame: Option<&Bytes>, names_no_caller: bool) -> Option<Self> {
+        let text = match frame {
+            Some(frame) if json.len() >= LARGE_BYTES => Text::Part(frame.slice_ref(json.as_bytes())),
+            _ => Text::Own(known(json.to_owned())?),
+        };
+        Some(Self { text, names_no_caller })
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_map(Entry { name, json: Some(self.0) })
+    /// What lies in a frame is looked through again.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match &self.text {
+            Text::Own(raw) => raw.get(),
+            // It is a part of a text, between quotes, brackets or commas: there is no way for it not to be one.
+            Text::Part(bytes) => str::from_utf8(bytes).unwrap_or("null"),
+        }
     }
 
-    forward_to_deserialize_any! {
-        bool u8 u16 u32 u64 u128 i8 i16 i32 i64 i128 f32 f64 char str string seq bytes byte_buf map struct option unit
-        unit_struct tuple_struct tuple enum identifier ignored_any
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        match &self.text {
+            Text::Own(raw) => raw.get().as_bytes(),
+            Text::Part(bytes) => bytes,
+        }
+    }
+
+    pub(crate) fn names_no_caller(&self) -> bool {
+        self.names_no_caller
+    }
+
+    /// As a text of its own; a large one is copied.
+    #[must_use]
+    pub fn into_raw(self) -> Raw {
+        match self.text {
+            Text::Own(raw) => raw,
+            Text::Part(bytes) => {
+                // As in `text`.
+                let text = String::from_utf8(bytes.into()).ok();
+                text.and_then(known).unwrap_or_else(|| RawValue::NULL.to_owned())
+            }
+        }
     }
 }
 
-struct Entry {
-    name: &'static str,
-    json: Option<String>,
+impl fmt::Debug for Payload {
+    fn fmt(&self, into: &mut fmt::Formatter<'_>) -> fmt::Result {
+        into.debug_tuple("Payload").field(&self.text()).finish()
+    }
 }
 
-impl<'de> MapAccess<'de> for Entry {
-    type Error = Error;
-
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
-        let name: StrDeserializer<'_, Error> = self.name.into_deserializer();
-        self.json.as_ref().map(|_| seed.deserialize(name)).transpose()
+impl From<Raw> for Payload {
+    fn from(raw: Raw) -> Self {
+        Self { text: Text::Own(raw), names_no_caller: false }
     }
+}
 
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
-        let json: StringDeserializer<Error> = self.json.take().unwrap_or_default().into_deserializer();
-        seed.deserialize(json)
+impl From<Payload> for Raw {
+    fn from(payload: Payload) -> Self {
+        payload.into_raw()
+    }
+}
+
+impl Serialize for Payload {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.text {
+            Text::Own(raw) => raw.serialize(serializer),
+            Text::Part(_) => self.clone().into_raw().serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Payload {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Raw::deserialize(deserializer).map(Self::from)
     }
 }
 
@@ -58,11 +111,17 @@ impl<'de> MapAccess<'de> for Entry {
 mod tests {
     use super::*;
 
-    /// No payload at all would still be correct, and slow.
     #[test]
-    fn serde_json_takes_the_text_as_it_is() {
-        for json in ["null", "1.50", r#"{"a" : [1e999, "\ud800"]}"#] {
-            assert_eq!(payload(json.to_owned()).expect("a payload").get(), json);
+    fn a_large_payload_stays_in_its_frame_and_a_small_one_does_not_keep_it() {
+        let large = format!("[{}1]", "1,".repeat(LARGE_BYTES));
+        for (json, is_part) in [("[1]", false), (large.as_str(), true)] {
+            let frame = Bytes::from(format!("{{{json}}}"));
+            let text = str::from_utf8(&frame).expect("text");
+            let payload = Payload::found(&text[1..=json.len()], Some(&frame), false).expect("a payload");
+            assert_eq!(payload.as_bytes(), json.as_bytes());
+            assert_eq!(matches!(payload.text, Text::Part(_)), is_part);
+            assert_eq!(serde_json::to_string(&payload).expect("JSON"), json);
+            assert_eq!(payload.into_raw().get(), json);
         }
     }
 }

@@ -1,30 +1,33 @@
 //! Reads the two messages that calls are made of in one pass: their members are found, their payloads checked and not understood.
 
+use bytes::Bytes;
 use serde::Deserialize;
 use uuid::Uuid;
 
+use crate::caller;
 use crate::json::{expect, skip_name, skip_space, skip_string, skip_value};
+use crate::known::known;
 use crate::message::{InvocationResult, InvokeFunction, Message, Raw};
-use crate::payload::payload;
+use crate::payload::Payload;
 
 /// The message, if it is a call or an answer in the usual spelling. `None` says nothing about the text: whoever wants to know reads it
-/// in the thorough way.
-pub(crate) fn read(text: &str) -> Option<Message> {
+/// in the thorough way. `frame` is what the text lies in, if its payloads may keep that.
+pub(crate) fn read(text: &str, frame: Option<&Bytes>) -> Option<Message> {
     let parts = parts(text)?;
     match parts.kind? {
-        "\"invokefunction\"" => Some(Message::InvokeFunction(InvokeFunction {
+        "\"invokefunction\"" => Some(Message::from(InvokeFunction {
             invocation_id: optional(parts.invocation_id, id)?,
             function_id: plain(parts.function_id?)?.to_owned(),
-            data: optional(parts.data, raw)?,
+            data: optional(parts.data, |json| Payload::found(json, frame, parts.names_no_caller))?,
             traceparent: optional(parts.traceparent, owned)?,
             baggage: optional(parts.baggage, owned)?,
             action: optional(parts.action, parsed)?,
             metadata: optional(parts.metadata, raw)?,
         })),
-        "\"invocationresult\"" => Some(Message::InvocationResult(InvocationResult {
+        "\"invocationresult\"" => Some(Message::from(InvocationResult {
             invocation_id: id(parts.invocation_id?)?,
             function_id: parts.function_id.map_or(Some(""), plain)?.to_owned(),
-            result: optional(parts.result, raw)?,
+            result: optional(parts.result, |json| Payload::found(json, frame, false))?,
             error: optional(parts.error, parsed)?,
             traceparent: optional(parts.traceparent, owned)?,
             baggage: optional(parts.baggage, owned)?,
@@ -40,6 +43,8 @@ struct Parts<'a> {
     invocation_id: Option<&'a str>,
     function_id: Option<&'a str>,
     data: Option<&'a str>,
+    /// Whether no member of `data` tells of a caller.
+    names_no_caller: bool,
     result: Option<&'a str>,
     error: Option<&'a str>,
     traceparent: Option<&'a str>,
@@ -76,7 +81,13 @@ fn parts(text: &str) -> Option<Parts<'_>> {
         // Without its quotes.
         let name_text = text.get(name + 1..skip_string(bytes, name)? - 1)?;
         let value = skip_name(bytes, name)?;
-        let end = skip_value(bytes, value)?;
+        let end = if name_text == "data" {
+            let (end, names_no_caller) = caller::skip_data(bytes, value)?;
+            parts.names_no_caller = names_no_caller;
+            end
+        } else {
+            skip_value(bytes, value)?
+        };
         if name_text.contains('\\') {
             return None;
         }
@@ -121,5 +132,5 @@ fn parsed<'a, T: Deserialize<'a>>(json: &'a str) -> Option<T> {
 }
 
 fn raw(json: &str) -> Option<Raw> {
-    payload(json.to_owned())
+    known(json.to_owned())
 }

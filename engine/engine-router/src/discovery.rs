@@ -2,7 +2,7 @@
 
 use std::ops::Bound;
 
-use engine_protocol::{ErrorBody, raw};
+use engine_protocol::{ErrorBody, Payload, raw};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -91,8 +91,8 @@ fn needed<'a>(field: &'static str, value: Option<&'a String>) -> Result<&'a str,
 
 impl Router {
     /// Answers a call of one of the engine's own functions.
-    pub(crate) fn own(&mut self, conn: ConnId, answer_to: Option<Uuid>, id: &str, data: Option<&RawValue>) {
-        let text = data.map_or("{}", RawValue::get);
+    pub(crate) fn own(&mut self, conn: ConnId, answer_to: Option<Uuid>, id: &str, data: Option<&Payload>) {
+        let text = data.map_or("{}", Payload::text);
         if id == "engine::workers::register" {
             let result = self.register_worker(conn, text);
             return self.answer_value(conn, answer_to, id, result);

@@ -1,10 +1,9 @@
 //! What a worker inside one of our VMs may not do: it runs code that nobody vouches for, and the daemons' functions
 //! act on the host.
 
-use engine_protocol::{ErrorBody, RegisterTrigger, is_builtin};
+use engine_protocol::{ErrorBody, Payload, RegisterTrigger, is_builtin};
 use serde::Deserialize;
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use crate::invoke::refuse_private;
 use crate::router::{ConnId, Router};
@@ -38,12 +37,7 @@ impl Router {
 
     /// Settings of built-in workers have addresses and passwords in them, and say where the engine listens: a guest has
     /// entries of its own.
-    pub(crate) fn refuse_settings(
-        &self,
-        conn: ConnId,
-        function_id: &str,
-        data: Option<&RawValue>,
-    ) -> Option<ErrorBody> {
+    pub(crate) fn refuse_settings(&self, conn: ConnId, function_id: &str, data: Option<&Payload>) -> Option<ErrorBody> {
         #[derive(Deserialize)]
         struct Named {
             id: Option<String>,
@@ -51,7 +45,8 @@ impl Router {
         if !function_id.starts_with("configuration::") || !self.is_guest(conn) {
             return None;
         }
-        let named = data.and_then(|data| serde_json::from_str::<Named>(data.get()).ok()).and_then(|named| named.id);
+        let named =
+            data.and_then(|data| serde_json::from_slice::<Named>(data.as_bytes()).ok()).and_then(|named| named.id);
         named.filter(|id| is_ours(id)).map(|id| {
             let message = format!("configuration `{id}` is the engine's: workers inside VMs may not use it");
             ErrorBody::new("FORBIDDEN", message)

@@ -1,6 +1,8 @@
 //! Calls: to whom they go, and how their answers come back.
 
-use engine_protocol::{Action, ErrorBody, InvocationResult, InvokeFunction, Message};
+use std::collections::hash_map::Entry;
+
+use engine_protocol::{Action, ErrorBody, InvocationResult, InvokeFunction, Message, Payload};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -16,7 +18,7 @@ const ENQUEUE: &str = "iii-queue::enqueue";
 struct Enqueued<'a> {
     queue: &'a str,
     function_id: &'a str,
-    data: Option<&'a RawValue>,
+    data: Option<&'a Payload>,
 }
 
 /// What is called by the engine alone.
@@ -33,7 +35,7 @@ const MAX_IN_FLIGHT: usize = 262_144;
 const MAX_GUEST_IN_FLIGHT: usize = 16_384;
 
 impl Router {
-    pub(crate) fn invoke(&mut self, conn: ConnId, call: InvokeFunction) {
+    pub(crate) fn invoke(&mut self, conn: ConnId, call: Box<InvokeFunction>) {
         if !self.connections.contains_key(&conn) {
             return;
         }
@@ -43,7 +45,7 @@ impl Router {
         }
         let refusal = refuse_private(function_id)
             .or_else(|| self.refuse_call(conn, function_id))
-            .or_else(|| self.refuse_settings(conn, function_id, call.data.as_deref()))
+            .or_else(|| self.refuse_settings(conn, function_id, call.data.as_ref()))
             .or_else(|| self.refuse_by_policy(conn, function_id));
         if let Some(refusal) = refusal {
             let function_id = call.function_id.clone();
@@ -51,7 +53,7 @@ impl Router {
         }
         let answer_to = asked.filter(|_| call.action != Some(Action::Void)).map(|id| Caller::Worker(conn, id));
         if let Some(instead) = self.through_middleware(conn, &call) {
-            return self.dispatch(Some(conn), false, answer_to, call.function_id, instead);
+            return self.dispatch(Some(conn), false, answer_to, call.function_id, Box::new(instead));
         }
         match &call.action {
             Some(Action::Enqueue { queue }) => {
@@ -60,7 +62,7 @@ impl Router {
             }
             _ if is_own(function_id) => {
                 let function_id = call.function_id;
-                self.own(conn, asked.filter(|_| answer_to.is_some()), &function_id, call.data.as_deref());
+                self.own(conn, asked.filter(|_| answer_to.is_some()), &function_id, call.data.as_ref());
             }
             _ => self.dispatch(Some(conn), true, answer_to, call.function_id.clone(), call),
         }
@@ -90,7 +92,7 @@ impl Router {
     }
 
     /// A call of the engine's own, or of a built-in worker.
-    pub(crate) fn call(&mut self, call: InvokeFunction, answer: Option<Uuid>) {
+    pub(crate) fn call(&mut self, call: Box<InvokeFunction>, answer: Option<Uuid>) {
         let caller = answer.map(Caller::Engine);
         if is_own(&call.function_id) {
             let error =
@@ -109,18 +111,18 @@ impl Router {
         }
     }
 
-    fn enqueue(&mut self, conn: ConnId, caller: Option<Caller>, queue: &str, mut call: InvokeFunction) {
+    fn enqueue(&mut self, conn: ConnId, caller: Option<Caller>, queue: &str, mut call: Box<InvokeFunction>) {
         let payload = call.data.take();
-        let wrapped = Enqueued { queue, function_id: &call.function_id, data: payload.as_deref() };
+        let wrapped = Enqueued { queue, function_id: &call.function_id, data: payload.as_ref() };
         let Ok(data) = engine_protocol::raw(&wrapped) else { return };
         if !self.functions.contains_key(ENQUEUE) {
             let message = format!("queue `{queue}`: worker `iii-queue` is not in config.yaml");
             return self.answer_caller(caller, &call.function_id, Err(ErrorBody::new("enqueue_error", message)));
         }
         self.counts.deferred += 1;
-        let known_as = call.function_id;
-        let handed = InvokeFunction { function_id: ENQUEUE.to_owned(), data: Some(data), ..call };
-        self.dispatch(Some(conn), false, caller, known_as, handed);
+        let known_as = std::mem::replace(&mut call.function_id, ENQUEUE.to_owned());
+        call.data = Some(data.into());
+        self.dispatch(Some(conn), false, caller, known_as, call);
     }
 
     /// Sends a call to whoever serves its function. `is_named`: whether the handler is told of `from`; `known_as`: the
@@ -131,7 +133,7 @@ impl Router {
         is_named: bool,
         caller: Option<Caller>,
         known_as: String,
-        mut call: InvokeFunction,
+        mut call: Box<InvokeFunction>,
     ) {
         let provider = self.functions.get(&call.function_id).and_then(|providers| providers.last());
         let Some(provider) = provider else {
@@ -141,26 +143,36 @@ impl Router {
         let (executor, is_request) = (provider.conn, provider.function.invocation.is_some());
         self.counts.called(&call.function_id);
         // The caller's id names the call all the way, unless another caller uses the same one at the moment.
-        let id = match caller {
-            Some(Caller::Worker(_, id) | Caller::Engine(id)) if !self.pending.contains_key(&id) => id,
-            _ => self.fresh_id(),
+        let pending = Pending { executor, from, caller, function_id: known_as, since_us: self.now_us };
+        let fresh = self.fresh_id();
+        let asked = match caller {
+            Some(Caller::Worker(_, id) | Caller::Engine(id)) => id,
+            None => fresh,
+        };
+        let id = match self.pending.entry(asked) {
+            Entry::Vacant(place) => {
+                place.insert(pending);
+                asked
+            }
+            Entry::Occupied(_) => {
+                self.pending.insert(fresh, pending);
+                fresh
+            }
         };
         call.invocation_id = Some(id);
         call.action = None;
-        let since_us = self.now_us;
-        self.pending.insert(id, Pending { executor, from, caller, function_id: known_as, since_us });
         if let Some(connection) = from.and_then(|from| self.connections.get_mut(&from)) {
             connection.in_flight += 1;
         }
         let from =
             from.filter(|_| is_named).and_then(|conn| self.connections.get(&conn)).map(|connection| connection.worker);
         if is_request {
-            call.function_id = self.unprefixed(executor, &call.function_id);
+            self.unprefix(executor, &mut call.function_id);
             self.effects.push(Effect::Request { conn: executor, call });
         } else if self.is_builtin(executor) {
             self.effects.push(Effect::Call { conn: executor, call, caller: from });
         } else {
-            call.function_id = self.unprefixed(executor, &call.function_id);
+            self.unprefix(executor, &mut call.function_id);
             self.effects.push(Effect::Send { conn: executor, message: Message::InvokeFunction(call), caller: from });
         }
     }
@@ -169,12 +181,13 @@ impl Router {
         self.connections.get(&conn).is_some_and(|connection| connection.builtin.is_some())
     }
 
-    pub(crate) fn result(&mut self, conn: ConnId, mut result: InvocationResult) {
+    pub(crate) fn result(&mut self, conn: ConnId, mut result: Box<InvocationResult>) {
         // Unknown: answered, stopped, or its caller has left. From another than the executor: not its to answer.
-        if self.pending.get(&result.invocation_id).is_none_or(|pending| pending.executor != conn) {
+        let Entry::Occupied(place) = self.pending.entry(result.invocation_id) else { return };
+        if place.get().executor != conn {
             return;
         }
-        let Some(pending) = self.pending.remove(&result.invocation_id) else { return };
+        let pending = place.remove();
         self.landed(pending.from);
         self.counts.ended(result.error.is_none(), self.now_us.saturating_sub(pending.since_us));
         match pending.caller {
@@ -184,7 +197,7 @@ impl Router {
                 self.send(caller, Message::InvocationResult(result));
             }
             Some(Caller::Engine(answer)) => {
-                let result = result.error.map_or(Ok(result.result), Err);
+                let result = result.error.map_or(Ok(result.result.map(Payload::into_raw)), Err);
                 self.effects.push(Effect::Answered { answer, result });
             }
             Some(Caller::Worker(..)) | None => {}

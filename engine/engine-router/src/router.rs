@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use engine_protocol::{
-    ErrorBody, InvocationResult, InvokeFunction, Message, RegisterFunction, RegisterTrigger, RegisterTriggerType,
-    WorkerRegistered, is_builtin,
+    ErrorBody, InvocationResult, InvokeFunction, Message, Payload, RegisterFunction, RegisterTrigger,
+    RegisterTriggerType, WorkerRegistered, is_builtin,
 };
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -13,6 +13,9 @@ use crate::counts::Counts;
 use crate::limits::{Held, Weight};
 use crate::session::Session;
 use crate::triggers::{Trigger, TriggerType};
+
+/// Room that is kept from one step to the next.
+const MAX_KEPT_EFFECTS: usize = 64;
 
 /// Names one connection for the life of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,7 +42,7 @@ pub enum Input {
     },
     /// A call of the engine itself, or of a built-in worker. `answer` names what [`Effect::Answered`] is to bring.
     Call {
-        call: InvokeFunction,
+        call: Box<InvokeFunction>,
         answer: Option<Uuid>,
     },
     /// Nobody waits for this answer any more.
@@ -87,13 +90,13 @@ pub enum Effect {
     /// A built-in worker is to carry out a call; its answer comes back as a message from `conn`.
     Call {
         conn: ConnId,
-        call: InvokeFunction,
+        call: Box<InvokeFunction>,
         caller: Option<Uuid>,
     },
     /// A function that is an HTTP request is called; its answer comes back as a message from `conn`.
     Request {
         conn: ConnId,
-        call: InvokeFunction,
+        call: Box<InvokeFunction>,
     },
     /// One of a built-in worker's trigger types is bound; a refusal comes back as a message from `conn`.
     Bind {
@@ -279,6 +282,13 @@ impl Router {
         std::mem::take(&mut self.effects)
     }
 
+    /// Gives back what [`step`](Self::step) returned, when it is carried out: the next step needs the room.
+    pub fn reuse(&mut self, mut effects: Vec<Effect>) {
+        effects.clear();
+        effects.shrink_to(MAX_KEPT_EFFECTS);
+        self.effects = effects;
+    }
+
     fn open(&mut self, opened: Opened) {
         let Opened { conn, worker, reattach_token, vm_worker, isolation, address, session } = opened;
         let registered = WorkerRegistered { worker_id: worker, reattach_token: Some(reattach_token.clone()) };
@@ -335,13 +345,13 @@ impl Router {
         match message {
             Message::InvokeFunction(call) => self.invoke(conn, call),
             Message::InvocationResult(result) => self.result(conn, result),
-            Message::RegisterFunction(function) => self.register_function(conn, function),
+            Message::RegisterFunction(function) => self.register_function(conn, *function),
             Message::UnregisterFunction(function) => self.unregister_function(conn, &function.id),
             Message::RegisterTriggerType(kind) => self.register_trigger_type(conn, kind),
             Message::UnregisterTriggerType(kind) => self.unregister_trigger_type(conn, &kind.id),
-            Message::RegisterTrigger(trigger) => self.register_trigger(conn, trigger),
+            Message::RegisterTrigger(trigger) => self.register_trigger(conn, *trigger),
             Message::UnregisterTrigger(trigger) => self.unregister_trigger(conn, &trigger.id),
-            Message::TriggerRegistrationResult(result) => self.trigger_result(conn, result),
+            Message::TriggerRegistrationResult(result) => self.trigger_result(conn, *result),
             Message::Reattach(reattach) if first => self.reattach(conn, &reattach),
             Message::Ping => self.send(conn, Message::Pong),
             // Of no meaning from a worker, or of none any more.
@@ -407,10 +417,10 @@ impl Router {
         };
         self.send(
             conn,
-            Message::InvocationResult(InvocationResult {
+            Message::from(InvocationResult {
                 invocation_id,
                 function_id: function_id.to_owned(),
-                result,
+                result: result.map(Payload::from),
                 error,
                 traceparent: None,
                 baggage: None,

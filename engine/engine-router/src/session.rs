@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use engine_protocol::{Action, ErrorBody, InvokeFunction, RegisterFunction};
+use engine_protocol::{Action, ErrorBody, InvokeFunction, Payload, RegisterFunction};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -53,7 +53,7 @@ pub struct Policy {
 #[derive(Serialize)]
 struct Intercepted<'a> {
     function_id: &'a str,
-    payload: Option<&'a RawValue>,
+    payload: Option<&'a Payload>,
     action: Option<&'a Action>,
     context: &'a Value,
 }
@@ -193,11 +193,12 @@ impl Router {
         self.policy(conn).map_or(id.clone(), |policy| policy.prefixed(&id))
     }
 
-    /// What this worker itself calls a function of its own.
-    pub(crate) fn unprefixed(&self, conn: ConnId, id: &str) -> String {
+    /// Makes of a function's id what its worker itself calls it.
+    pub(crate) fn unprefix(&self, conn: ConnId, id: &mut String) {
         let prefix = self.policy(conn).and_then(|policy| policy.prefix.as_deref());
-        let local = prefix.and_then(|prefix| id.strip_prefix(prefix)?.strip_prefix("::"));
-        local.unwrap_or(id).to_owned()
+        if let Some(local) = prefix.and_then(|prefix| id.strip_prefix(prefix)?.strip_prefix("::")) {
+            *id = local.to_owned();
+        }
     }
 
     pub(crate) fn may_register_trigger_types(&self, conn: ConnId) -> bool {
@@ -217,14 +218,14 @@ impl Router {
         let context = session.policy.as_ref().map_or(&empty, |policy| &policy.context);
         let payload = Intercepted {
             function_id: &call.function_id,
-            payload: call.data.as_deref(),
+            payload: call.data.as_ref(),
             action: call.action.as_ref(),
             context,
         };
         Some(InvokeFunction {
             invocation_id: call.invocation_id,
             function_id: middleware.clone(),
-            data: engine_protocol::raw(&payload).ok(),
+            data: engine_protocol::raw(&payload).ok().map(Payload::from),
             traceparent: call.traceparent.clone(),
             baggage: call.baggage.clone(),
             action: None,

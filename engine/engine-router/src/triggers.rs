@@ -121,7 +121,7 @@ impl Router {
             let owner = self.connections.get(&owner).map(|connection| connection.worker);
             self.effects.push(Effect::Bind { conn: provider, trigger, owner });
         } else {
-            self.send(provider, Message::RegisterTrigger(trigger));
+            self.send(provider, Message::from(trigger));
         }
     }
 
@@ -200,7 +200,7 @@ impl Router {
             function_id: Some(trigger.function_id.clone()),
             error: Some(error),
         };
-        self.send(conn, Message::TriggerRegistrationResult(result));
+        self.send(conn, Message::from(result));
     }
 
     pub(crate) fn unregister_trigger(&mut self, conn: ConnId, id: &str) {
@@ -270,13 +270,13 @@ impl Router {
             let call = InvokeFunction {
                 invocation_id: None,
                 function_id: function,
-                data: Some(payload.clone()),
+                data: Some(payload.clone().into()),
                 traceparent: None,
                 baggage: None,
                 action: None,
                 metadata: None,
             };
-            self.call(call, None);
+            self.call(Box::new(call), None);
         }
     }
 }

@@ -30,7 +30,7 @@ fn invoke(id: &str, data: Value) -> InvokeFunction {
     InvokeFunction {
         invocation_id: Some(Uuid::from_u128(7)),
         function_id: id.into(),
-        data: Some(raw(&data).expect("JSON")),
+        data: Some(raw(&data).expect("JSON").into()),
         traceparent: None,
         baggage: None,
         action: None,
@@ -39,7 +39,7 @@ fn invoke(id: &str, data: Value) -> InvokeFunction {
 }
 
 fn trigger(id: &str, kind: &str, function_id: &str, config: Value) -> Message {
-    Message::RegisterTrigger(RegisterTrigger {
+    Message::from(RegisterTrigger {
         id: id.into(),
         trigger_type: kind.into(),
         function_id: function_id.into(),
@@ -49,10 +49,10 @@ fn trigger(id: &str, kind: &str, function_id: &str, config: Value) -> Message {
 }
 
 fn answer(id: Uuid, result: Value) -> Message {
-    Message::InvocationResult(InvocationResult {
+    Message::from(InvocationResult {
         invocation_id: id,
         function_id: String::new(),
-        result: Some(raw(&result).expect("JSON")),
+        result: Some(raw(&result).expect("JSON").into()),
         error: None,
         traceparent: None,
         baggage: None,
@@ -129,10 +129,10 @@ fn refusal(effects: &[Effect]) -> Option<String> {
 #[test]
 fn a_built_in_worker_is_called_without_a_socket_and_answers_once() {
     let mut router = router(Session::default());
-    let effects = receive(&mut router, OPEN, Message::InvokeFunction(invoke("state::get", json!({ "a": 1 }))));
+    let effects = receive(&mut router, OPEN, Message::from(invoke("state::get", json!({ "a": 1 }))));
     let [Effect::Call { conn, call, caller }] = &effects[..] else { panic!("{effects:?}") };
     assert_eq!((*conn, *caller), (BUILTIN, Some(Uuid::from_u128(1))));
-    assert_eq!(call.data.as_ref().expect("data").get(), r#"{"a":1}"#, "nothing is put into it");
+    assert_eq!(call.data.as_ref().expect("data").text(), r#"{"a":1}"#, "nothing is put into it");
     let id = call.invocation_id.expect("an id");
     assert_eq!(receive(&mut router, OPEN, answer(id, json!(2))).len(), 0, "only the executor answers");
     assert_eq!(receive(&mut router, BUILTIN, answer(id, json!(2))).len(), 1);
@@ -144,11 +144,11 @@ fn a_built_in_worker_is_called_without_a_socket_and_answers_once() {
 fn the_engine_calls_and_is_answered_whether_or_not_the_function_is_there() {
     let mut router = router(Session::default());
     let asked = Uuid::from_u128(50);
-    let effects = router.step(0, Input::Call { call: invoke("nobody::has", json!(1)), answer: Some(asked) });
+    let effects = router.step(0, Input::Call { call: Box::new(invoke("nobody::has", json!(1))), answer: Some(asked) });
     let [Effect::Answered { answer: told, result: Err(error) }] = &effects[..] else { panic!("{effects:?}") };
     assert_eq!((*told, error.code.as_str()), (asked, "function_not_found"));
-    receive(&mut router, OPEN, Message::RegisterFunction(function("a::b", None)));
-    let effects = router.step(0, Input::Call { call: invoke("a::b", json!(1)), answer: Some(asked) });
+    receive(&mut router, OPEN, Message::from(function("a::b", None)));
+    let effects = router.step(0, Input::Call { call: Box::new(invoke("a::b", json!(1))), answer: Some(asked) });
     let [Effect::Send { message: Message::InvokeFunction(call), caller: None, .. }] = &effects[..] else {
         panic!("{effects:?}")
     };
@@ -159,8 +159,8 @@ fn the_engine_calls_and_is_answered_whether_or_not_the_function_is_there() {
     // One whose worker leaves is answered too, and one that was forgotten is not.
     for forget in [false, true] {
         open(&mut router, ConnId(5), Session::default());
-        receive(&mut router, ConnId(5), Message::RegisterFunction(function("leaves", None)));
-        router.step(0, Input::Call { call: invoke("leaves", json!(1)), answer: Some(asked) });
+        receive(&mut router, ConnId(5), Message::from(function("leaves", None)));
+        router.step(0, Input::Call { call: Box::new(invoke("leaves", json!(1))), answer: Some(asked) });
         if forget {
             router.step(0, Input::Forget { answer: asked });
         }
@@ -214,14 +214,14 @@ fn enqueue_goes_to_the_queue_worker_whether_or_not_the_function_is_there() {
     let mut router = router(Session::default());
     let action = Some(Action::Enqueue { queue: "mail".into() });
     let call = InvokeFunction { action: action.clone(), ..invoke("nobody::has", json!({ "n": 1.50 })) };
-    let effects = receive(&mut router, OPEN, Message::InvokeFunction(call));
+    let effects = receive(&mut router, OPEN, Message::from(call));
     let [Effect::Call { call, .. }] = &effects[..] else { panic!("{effects:?}") };
-    let wrapped: Value = serde_json::from_str(call.data.as_ref().expect("data").get()).expect("JSON");
+    let wrapped: Value = serde_json::from_str(call.data.as_ref().expect("data").text()).expect("JSON");
     assert_eq!(wrapped, json!({ "queue": "mail", "function_id": "nobody::has", "data": { "n": 1.5 } }));
-    let effects = receive(&mut router, OPEN, Message::InvokeFunction(invoke("iii-queue::enqueue", json!({}))));
+    let effects = receive(&mut router, OPEN, Message::from(invoke("iii-queue::enqueue", json!({}))));
     assert_eq!(refusal(&effects).as_deref(), Some("FORBIDDEN"), "not to be called by hand");
     let call = InvokeFunction { action, ..invoke("worker::add", json!({})) };
-    let effects = receive(&mut router, GUEST, Message::InvokeFunction(call));
+    let effects = receive(&mut router, GUEST, Message::from(call));
     assert_eq!(refusal(&effects).as_deref(), Some("FORBIDDEN"), "a queue is no way around");
 }
 
@@ -229,21 +229,21 @@ fn enqueue_goes_to_the_queue_worker_whether_or_not_the_function_is_there() {
 fn a_guarded_worker_calls_what_is_open_and_registers_under_its_prefix() {
     let mut router = router(guarded());
     for id in ["api::open", "api::secret", "named", "other"] {
-        receive(&mut router, OPEN, Message::RegisterFunction(function(id, None)));
+        receive(&mut router, OPEN, Message::from(function(id, None)));
     }
     for (id, allowed) in
         [("api::open", true), ("named", true), ("api::secret", false), ("other", false), ("state::get", false)]
     {
         let call = InvokeFunction { invocation_id: None, ..invoke(id, json!({})) };
-        let effects = receive(&mut router, GUARDED, Message::InvokeFunction(call));
+        let effects = receive(&mut router, GUARDED, Message::from(call));
         assert_eq!(refusal(&effects).as_deref() != Some("FORBIDDEN"), allowed, "{id}: {effects:?}");
     }
     let list = invoke("engine::functions::list", json!({}));
-    let effects = receive(&mut router, GUARDED, Message::InvokeFunction(list));
+    let effects = receive(&mut router, GUARDED, Message::from(list));
     assert_eq!(refusal(&effects).as_deref(), Some("FORBIDDEN"), "discovery has to be allowed, too");
     // What it registers has its prefix for others, and not for itself.
-    receive(&mut router, GUARDED, Message::RegisterFunction(function("mine", None)));
-    let effects = receive(&mut router, OPEN, Message::InvokeFunction(invoke("t7::mine", json!({}))));
+    receive(&mut router, GUARDED, Message::from(function("mine", None)));
+    let effects = receive(&mut router, OPEN, Message::from(invoke("t7::mine", json!({}))));
     let [Effect::Send { conn: GUARDED, message: Message::InvokeFunction(call), .. }] = &effects[..] else {
         panic!("{effects:?}")
     };
@@ -271,19 +271,19 @@ fn middleware_stands_in_for_what_is_called() {
     let session = Session { middleware: Some("gate".to_owned()), ..guarded() };
     let mut router = router(session);
     for id in ["api::open", "gate"] {
-        receive(&mut router, OPEN, Message::RegisterFunction(function(id, None)));
+        receive(&mut router, OPEN, Message::from(function(id, None)));
     }
     let call = InvokeFunction {
         action: Some(Action::Enqueue { queue: "q".into() }),
         ..invoke("api::open", json!({ "n": 1.50 }))
     };
-    let effects = receive(&mut router, GUARDED, Message::InvokeFunction(call));
+    let effects = receive(&mut router, GUARDED, Message::from(call));
     let [Effect::Send { message: Message::InvokeFunction(call), caller: None, .. }] = &effects[..] else {
         panic!("{effects:?}")
     };
     assert_eq!(call.function_id, "gate");
     assert_eq!(
-        call.data.as_ref().expect("data").get(),
+        call.data.as_ref().expect("data").text(),
         r#"{"function_id":"api::open","payload":{"n":1.5},"action":{"type":"enqueue","queue":"q"},"context":{"user":"kim"}}"#
     );
     let id = call.invocation_id.expect("an id");
@@ -299,26 +299,26 @@ fn a_guest_neither_changes_settings_nor_stands_in_for_a_built_in_worker() {
     let mut router = router(Session::default());
     let engines = json!({ "id": "iii-http" });
     for id in ["configuration::set", "configuration::get", "bridge.invoke", "worker::add"] {
-        let effects = receive(&mut router, GUEST, Message::InvokeFunction(invoke(id, engines.clone())));
+        let effects = receive(&mut router, GUEST, Message::from(invoke(id, engines.clone())));
         assert_eq!(refusal(&effects).as_deref(), Some("FORBIDDEN"), "{id}");
     }
     let own = invoke("configuration::set", json!({ "id": "greeter" }));
-    let effects = receive(&mut router, GUEST, Message::InvokeFunction(own));
+    let effects = receive(&mut router, GUEST, Message::from(own));
     assert_eq!(refusal(&effects).as_deref(), Some("function_not_found"), "an entry of its own is not refused");
     for id in ["stream::set(orders)", "iii::durable::publish", "publish"] {
-        receive(&mut router, GUEST, Message::RegisterFunction(function(id, None)));
+        receive(&mut router, GUEST, Message::from(function(id, None)));
         assert!(!router.knows(id), "{id}");
     }
     // Nor does it take a function over from a host's worker, or one that decides who comes in.
-    receive(&mut router, OPEN, Message::RegisterFunction(function("shop::quote", None)));
-    receive(&mut router, GUEST, Message::RegisterFunction(function("shop::quote", None)));
-    let effects = receive(&mut router, OPEN, Message::InvokeFunction(invoke("shop::quote", json!({}))));
+    receive(&mut router, OPEN, Message::from(function("shop::quote", None)));
+    receive(&mut router, GUEST, Message::from(function("shop::quote", None)));
+    let effects = receive(&mut router, OPEN, Message::from(invoke("shop::quote", json!({}))));
     assert!(matches!(&effects[..], [Effect::Send { conn: OPEN, .. }]), "{effects:?}");
     router.protect(HashSet::from(["gate::auth".to_owned()]));
-    receive(&mut router, GUEST, Message::RegisterFunction(function("gate::auth", None)));
+    receive(&mut router, GUEST, Message::from(function("gate::auth", None)));
     assert!(!router.knows("gate::auth"));
-    receive(&mut router, GUEST, Message::RegisterFunction(function("state::get", None)));
-    let effects = receive(&mut router, OPEN, Message::InvokeFunction(invoke("state::get", json!({}))));
+    receive(&mut router, GUEST, Message::from(function("state::get", None)));
+    let effects = receive(&mut router, OPEN, Message::from(invoke("state::get", json!({}))));
     assert!(matches!(&effects[..], [Effect::Call { .. }]), "{effects:?}");
     // Nor does it have somebody else call for it, or the queue's private function at all.
     let effects = receive(&mut router, OPEN, trigger("q", "state", "iii-queue::enqueue", json!({})));
@@ -337,7 +337,7 @@ fn nobody_takes_the_names_of_built_in_workers() {
     for (id, taken) in
         [("iii-http::on-config-change", false), ("engine::mine", false), ("iii-scorer::score", true), ("a", true)]
     {
-        receive(&mut router, OPEN, Message::RegisterFunction(function(id, None)));
+        receive(&mut router, OPEN, Message::from(function(id, None)));
         assert_eq!(router.knows(id), taken, "{id}");
     }
 }

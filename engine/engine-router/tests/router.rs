@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use engine_protocol::{
-    Action, InvocationResult, InvokeFunction, Message, Reattach, RegisterFunction, RegisterTrigger,
+    Action, InvocationResult, InvokeFunction, Message, Payload, Reattach, RegisterFunction, RegisterTrigger,
     RegisterTriggerType, raw, with_caller,
 };
 use engine_router::{ConnId, Effect, Input, Opened, Router, Session};
@@ -29,7 +29,7 @@ impl World {
                 // As the engine does when it writes a call to its socket.
                 if let (Message::InvokeFunction(call), Some(caller)) = (&mut message, caller) {
                     let spliced = call.data.take().map(|data| with_caller(data, &caller.to_string()));
-                    call.data = spliced.transpose().expect("an object");
+                    call.data = spliced.transpose().expect("an object").map(Payload::from);
                 }
                 self.sent.entry(conn.0).or_default().push(message);
             }
@@ -55,7 +55,7 @@ impl World {
     fn register(&mut self, conn: u64, id: &str) {
         self.say(
             conn,
-            Message::RegisterFunction(RegisterFunction {
+            Message::from(RegisterFunction {
                 id: id.to_owned(),
                 description: None,
                 request_format: None,
@@ -71,10 +71,10 @@ impl World {
         let invocation = Uuid::from_u128(self.next_call);
         self.say(
             conn,
-            Message::InvokeFunction(InvokeFunction {
+            Message::from(InvokeFunction {
                 invocation_id: Some(invocation),
                 function_id: id.to_owned(),
-                data: Some(raw(data).expect("JSON")),
+                data: Some(raw(data).expect("JSON").into()),
                 traceparent: None,
                 baggage: None,
                 action,
@@ -87,10 +87,10 @@ impl World {
     fn answer(&mut self, conn: u64, invocation: Uuid) {
         self.say(
             conn,
-            Message::InvocationResult(InvocationResult {
+            Message::from(InvocationResult {
                 invocation_id: invocation,
                 function_id: String::new(),
-                result: Some(raw(&json!("done")).expect("JSON")),
+                result: Some(raw(&json!("done")).expect("JSON").into()),
                 error: None,
                 traceparent: None,
                 baggage: None,
@@ -102,7 +102,7 @@ impl World {
     fn asked(&self, conn: u64) -> Vec<&InvokeFunction> {
         let sent = self.sent.get(&conn).into_iter().flatten();
         sent.filter_map(|message| match message {
-            Message::InvokeFunction(call) => Some(call),
+            Message::InvokeFunction(call) => Some(&**call),
             _ => None,
         })
         .collect()
@@ -136,7 +136,7 @@ fn functions_are_listed_by_prefix_search_and_worker_in_order_of_their_ids() {
             Message::InvocationResult(result) if result.invocation_id == call => result.result.as_ref(),
             _ => None,
         });
-        let result: Value = serde_json::from_str(result.next_back().expect("an answer").get()).expect("JSON");
+        let result: Value = serde_json::from_str(result.next_back().expect("an answer").text()).expect("JSON");
         let functions = result["functions"].as_array().expect("a list").iter();
         functions.map(|function| function["function_id"].as_str().expect("an id").to_owned()).collect::<Vec<_>>()
     };
@@ -162,7 +162,7 @@ fn a_call_reaches_the_owner_and_its_answer_the_caller() {
     let call = world.call(1, "a::b", &json!({ "x": 1 }), None);
     let asked = world.asked(2);
     assert_eq!(asked.len(), 1);
-    let data: Value = serde_json::from_str(asked[0].data.as_ref().expect("data").get()).expect("JSON");
+    let data: Value = serde_json::from_str(asked[0].data.as_ref().expect("data").text()).expect("JSON");
     assert_eq!(data, json!({ "_caller_worker_id": Uuid::from_u128(1), "x": 1 }));
     // Only the executor may answer.
     world.answer(1, call);
@@ -233,7 +233,7 @@ fn nobody_takes_over_the_engines_own_functions() {
 #[test]
 fn triggers_wait_for_their_type_and_are_told_when_they_end() {
     let trigger = || {
-        Message::RegisterTrigger(RegisterTrigger {
+        Message::from(RegisterTrigger {
             id: "t".into(),
             trigger_type: "mail::in".into(),
             function_id: "f".into(),

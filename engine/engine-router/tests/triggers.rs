@@ -75,7 +75,7 @@ impl World {
     fn bind(&mut self, conn: u64, id: &str, function_id: &str) {
         let (id, trigger_type, function_id) = (id.to_owned(), "mail::in".to_owned(), function_id.to_owned());
         let trigger = RegisterTrigger { id, trigger_type, function_id, config: None, metadata: None };
-        self.say(conn, Message::RegisterTrigger(trigger));
+        self.say(conn, Message::from(trigger));
     }
 
     /// What a connection was told since the last time.
@@ -123,7 +123,7 @@ fn a_guest_does_not_take_over_others_trigger_types() {
     assert_eq!((world.told(1), world.told(9)), (vec!["+t".into()], vec!["FORBIDDEN".into()]));
     let error = Some(ErrorBody::new("no", "no"));
     let refusal = TriggerRegistrationResult { id: "t".into(), trigger_type: None, function_id: None, error };
-    world.say(9, Message::TriggerRegistrationResult(refusal));
+    world.say(9, Message::from(refusal));
     world.step(Input::Closed { conn: ConnId(9) });
     world.bind(3, "u", "f");
     assert_eq!((world.told(1), world.told(3)), (vec!["+u".into()], Vec::<String>::new()));

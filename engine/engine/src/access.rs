@@ -133,8 +133,8 @@ impl Access {
     /// A message as the router is to see it; `None` when it is refused without a word, as the protocol has it.
     pub(crate) async fn pass(&self, hub: &Arc<Hub>, conn: ConnId, message: Message) -> Option<Message> {
         match message {
-            Message::RegisterFunction(function) => self.function(hub, conn, function).await,
-            Message::RegisterTrigger(trigger) => self.trigger(hub, trigger).await,
+            Message::RegisterFunction(function) => self.function(hub, conn, *function).await,
+            Message::RegisterTrigger(trigger) => self.trigger(hub, *trigger).await,
             Message::RegisterTriggerType(kind) => self.trigger_type(hub, kind).await,
             Message::UnregisterFunction(function) => {
                 hub.set_request(conn, &function.id, None);
@@ -187,7 +187,7 @@ impl Access {
                 }
             }
         }
-        Some(Message::RegisterFunction(function))
+        Some(Message::from(function))
     }
 
     async fn trigger(&self, hub: &Arc<Hub>, mut trigger: RegisterTrigger) -> Option<Message> {
@@ -209,7 +209,7 @@ impl Access {
             trigger.function_id = said.function_id.unwrap_or(trigger.function_id);
             trigger.config = said.config.or(trigger.config);
         }
-        Some(Message::RegisterTrigger(trigger))
+        Some(Message::from(trigger))
     }
 
     async fn trigger_type(&self, hub: &Arc<Hub>, mut kind: RegisterTriggerType) -> Option<Message> {

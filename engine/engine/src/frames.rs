@@ -4,8 +4,8 @@
 //!  0               1               2                    (8 more bytes of length, or 2, or none)
 //!  ├ fin rsv opcode ┼ mask length7 ┼ length16 / length64 ┼ mask: 4 bytes ┤ payload, each byte xor mask[i % 4]
 //! ```
-//! Messages are read where they arrived: a buffer per connection, small while nothing arrives, is as large as a frame needs
-//! and is given back afterwards.
+//! Messages are read where they arrived: in the connection's buffer, which is small, or for a large frame in one of its own, of
+//! which parts can be kept.
 //!
 //! Always true:
 //! - No frame beyond [`MAX_FRAME_BYTES`], no message beyond [`MAX_MESSAGE_BYTES`]; either ends the connection.
@@ -16,6 +16,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Poll, ready};
 
+use bytes::{BufMut, Bytes};
 use engine_protocol::{MAX_FRAME_BYTES, MAX_MESSAGE_BYTES};
 use tokio::io::AsyncRead;
 use tokio_util::io::poll_read_buf;
@@ -23,7 +24,7 @@ use tokio_util::io::poll_read_buf;
 /// Room for what a quiet worker sends.
 pub(crate) const QUIET_BYTES: usize = 8 * 1024;
 
-/// Room once a read has filled all there was; kept between messages.
+/// Room once a read has filled all there was; kept between messages. What is longer has a buffer of its own.
 const BUSY_BYTES: usize = 64 * 1024;
 
 /// Payload of a control frame, at most.
@@ -49,7 +50,11 @@ pub(crate) enum FrameError {
 /// What a peer has sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Event<'a> {
-    Text(&'a str),
+    Text {
+        text: &'a str,
+        /// What the text lies in, if that is nothing else's.
+        frame: Option<&'a Bytes>,
+    },
     Binary(&'a [u8]),
     /// To be answered with [`pong`].
     Ping(&'a [u8]),
@@ -122,6 +127,7 @@ impl Header {
     }
 }
 
+/// `payload` begins where the mask does.
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     let [a, b, c, d] = mask;
     let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
@@ -140,13 +146,51 @@ pub(crate) struct Incoming {
     buffer: Vec<u8>,
     /// Where the next frame begins in `buffer`.
     start: usize,
-    /// Of the next frame, as far as its header tells.
-    missing: usize,
     /// Whether the last read filled all there was.
     busy: bool,
+    /// The frame that arrives, if it has a buffer of its own.
+    large: Option<Large>,
+    /// The one before, while it is read.
+    whole: Bytes,
     /// A message that comes in pieces: what it is, and what there is of it.
     pieces: Option<Opcode>,
     assembled: Vec<u8>,
+}
+
+/// A frame with a buffer of its own.
+struct Large {
+    header: Header,
+    /// What has arrived, without its mask.
+    payload: Vec<u8>,
+}
+
+impl Large {
+    fn missing(&self) -> usize {
+        self.header.payload_bytes - self.payload.len()
+    }
+
+    /// Takes the mask off what lies behind the first `done` bytes.
+    fn unmask_from(&mut self, done: usize) {
+        let mut mask = self.header.mask;
+        mask.rotate_left(done % 4);
+        unmask(&mut self.payload[done..], mask);
+    }
+}
+
+/// Where the payload of a frame is.
+#[derive(Clone, Copy)]
+enum Place {
+    Buffer { from: usize, to: usize },
+    Whole,
+}
+
+impl Place {
+    fn of<'a>(self, buffer: &'a [u8], whole: &'a Bytes) -> &'a [u8] {
+        match self {
+            Self::Buffer { from, to } => buffer.get(from..to).unwrap_or_default(),
+            Self::Whole => whole,
+        }
+    }
 }
 
 impl Incoming {
@@ -155,61 +199,88 @@ impl Incoming {
     /// # Errors
     /// [`FrameError`]: what follows cannot be told apart; the connection is to be ended.
     pub(crate) fn next(&mut self) -> Result<Option<Event<'_>>, FrameError> {
+        self.whole = Bytes::new();
         loop {
             if self.pieces.is_none() {
                 self.assembled = Vec::new();
             }
-            self.missing = 0;
-            let arrived = self.buffer.get(self.start..).unwrap_or_default();
-            let Some(header) = Header::parse(arrived)? else { return Ok(None) };
-            let body = self.start + header.bytes;
-            let end = body + header.payload_bytes;
-            let Some(payload) = self.buffer.get_mut(body..end) else {
-                self.missing = end - self.buffer.len();
-                return Ok(None);
-            };
-            self.start = end;
-            unmask(payload, header.mask);
+            let Some((header, place)) = self.next_frame()? else { return Ok(None) };
             match (header.opcode, self.pieces) {
                 (Opcode::Pong, _) => {}
-                (Opcode::Ping, _) => return Ok(Some(Event::Ping(&self.buffer[body..end]))),
+                (Opcode::Ping, _) => return Ok(Some(Event::Ping(place.of(&self.buffer, &self.whole)))),
                 (Opcode::Close, _) => return Ok(Some(Event::Close)),
                 (Opcode::Continuation, Some(kind)) => {
-                    self.assemble(body, end)?;
+                    self.assemble(place)?;
                     if header.last {
                         self.pieces = None;
-                        return message(kind, &self.assembled).map(Some);
+                        return message(kind, &self.assembled, None).map(Some);
                     }
                 }
                 (Opcode::Continuation, None) | (_, Some(_)) => return Err(FrameError::OutOfPlace),
-                (kind, None) if header.last => return message(kind, &self.buffer[body..end]).map(Some),
+                (kind, None) if header.last => {
+                    let frame = matches!(place, Place::Whole).then_some(&self.whole);
+                    return message(kind, place.of(&self.buffer, &self.whole), frame).map(Some);
+                }
                 (kind, None) => {
                     self.pieces = Some(kind);
-                    self.assemble(body, end)?;
+                    self.assemble(place)?;
                 }
             }
         }
     }
 
-    fn assemble(&mut self, body: usize, end: usize) -> Result<(), FrameError> {
-        let length = self.assembled.len() + (end - body);
+    /// The next frame that is complete, without its mask.
+    fn next_frame(&mut self) -> Result<Option<(Header, Place)>, FrameError> {
+        if let Some(large) = self.large.take_if(|large| large.missing() == 0) {
+            self.whole = large.payload.into();
+            return Ok(Some((large.header, Place::Whole)));
+        }
+        if self.large.is_some() {
+            return Ok(None);
+        }
+        let arrived = self.buffer.get(self.start..).unwrap_or_default();
+        let Some(header) = Header::parse(arrived)? else { return Ok(None) };
+        let from = self.start + header.bytes;
+        let to = from + header.payload_bytes;
+        if let Some(payload) = self.buffer.get_mut(from..to) {
+            self.start = to;
+            unmask(payload, header.mask);
+            return Ok(Some((header, Place::Buffer { from, to })));
+        }
+        if header.payload_bytes > BUSY_BYTES {
+            let mut payload = Vec::with_capacity(header.payload_bytes);
+            payload.extend_from_slice(self.buffer.get(from..).unwrap_or_default());
+            self.start = self.buffer.len();
+            let mut large = Large { header, payload };
+            large.unmask_from(0);
+            self.large = Some(large);
+        }
+        Ok(None)
+    }
+
+    fn assemble(&mut self, place: Place) -> Result<(), FrameError> {
+        let piece = place.of(&self.buffer, &self.whole);
+        let length = self.assembled.len() + piece.len();
         if length > MAX_MESSAGE_BYTES {
             return Err(FrameError::TooLong(length as u64));
         }
-        self.assembled.extend_from_slice(&self.buffer[body..end]);
+        self.assembled.extend_from_slice(piece);
         Ok(())
     }
 
     /// Takes what has arrived; 0 at the stream's end. Cancel safe.
     pub(crate) async fn fill(&mut self, socket: &mut (impl AsyncRead + Unpin)) -> io::Result<usize> {
         std::future::poll_fn(|task| {
+            if let Some(large) = &mut self.large {
+                let (done, missing) = (large.payload.len(), large.missing());
+                let mut room = (&mut large.payload).limit(missing);
+                let read = ready!(poll_read_buf(Pin::new(&mut *socket), task, &mut room))?;
+                large.unmask_from(done);
+                return Poll::Ready(Ok(read));
+            }
             self.make_room();
             let room = self.buffer.capacity() - self.buffer.len();
-            let read = poll_read_buf(Pin::new(&mut *socket), task, &mut self.buffer);
-            if read.is_pending() && self.buffer.is_empty() && self.buffer.capacity() > BUSY_BYTES {
-                self.buffer = Vec::new();
-            }
-            let read = ready!(read)?;
+            let read = ready!(poll_read_buf(Pin::new(&mut *socket), task, &mut self.buffer))?;
             self.busy = read == room;
             Poll::Ready(Ok(read))
         })
@@ -220,16 +291,19 @@ impl Incoming {
         // Nothing is moved in the usual case: frames end where reads end.
         self.buffer.drain(..self.start);
         self.start = 0;
-        let wanted = self.missing.max(if self.busy { BUSY_BYTES } else { QUIET_BYTES });
+        let wanted = if self.busy { BUSY_BYTES } else { QUIET_BYTES };
         if self.buffer.capacity() - self.buffer.len() < wanted {
             self.buffer.reserve_exact(wanted);
         }
     }
 }
 
-fn message(kind: Opcode, payload: &[u8]) -> Result<Event<'_>, FrameError> {
+fn message<'a>(kind: Opcode, payload: &'a [u8], frame: Option<&'a Bytes>) -> Result<Event<'a>, FrameError> {
     match kind {
-        Opcode::Text => simdutf8::basic::from_utf8(payload).map(Event::Text).map_err(|_| FrameError::NotUtf8),
+        Opcode::Text => {
+            let text = simdutf8::basic::from_utf8(payload).map_err(|_| FrameError::NotUtf8)?;
+            Ok(Event::Text { text, frame })
+        }
         _ => Ok(Event::Binary(payload)),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use engine_builtin::{Answer, Binding, Builtin, Call, Invocation, Raw, Reply, Stats, Trace};
-use engine_protocol::{ErrorBody, InvocationResult, InvokeFunction, Message, TriggerRegistrationResult, raw};
+use engine_protocol::{ErrorBody, InvocationResult, InvokeFunction, Message, Payload, TriggerRegistrationResult, raw};
 use engine_router::{ConnId, Effect, Input, Installed, Opened, Router, Session};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -90,14 +90,14 @@ enum Delivery {
     Call {
         builtin: Arc<dyn Builtin>,
         conn: ConnId,
-        call: InvokeFunction,
+        call: Box<InvokeFunction>,
         caller: Option<Uuid>,
         from: Option<Arc<Pressure>>,
     },
     Request {
         request: Request,
         conn: ConnId,
-        call: InvokeFunction,
+        call: Box<InvokeFunction>,
         from: Option<Arc<Pressure>>,
     },
 }
@@ -211,13 +211,13 @@ impl Hub {
         let call = InvokeFunction {
             invocation_id: None,
             function_id: invocation.function_id,
-            data: Some(invocation.data),
+            data: Some(invocation.data.into()),
             traceparent: invocation.trace.traceparent,
             baggage: invocation.trace.baggage,
             action: None,
             metadata: None,
         };
-        self.process(Input::Call { call, answer: Some(answer) });
+        self.process(Input::Call { call: Box::new(call), answer: Some(answer) });
         let answered = told.await;
         drop(waiting);
         answered.unwrap_or_else(|_| Err(ErrorBody::new("invocation_error", "the call was lost")))
@@ -273,7 +273,7 @@ impl Hub {
                 }
                 Delivery::Request { request, conn, call, from } => {
                     let (id, bytes) = (call.invocation_id.unwrap_or_default(), weight_of_call(&call) + OVERHEAD);
-                    let answer = request(invocation(call));
+                    let answer = request(invocation(*call));
                     let high = self.take_on(conn, id, answer, bytes, from, &mut deliveries);
                     pressure = pressure.or(high);
                 }
@@ -287,7 +287,7 @@ impl Hub {
         self: &Arc<Self>,
         builtin: &Arc<dyn Builtin>,
         conn: ConnId,
-        call: InvokeFunction,
+        call: Box<InvokeFunction>,
         caller: Option<Uuid>,
         from: Option<Arc<Pressure>>,
         deliveries: &mut VecDeque<Delivery>,
@@ -296,7 +296,7 @@ impl Hub {
         let bytes = weight_of_call(&call) + OVERHEAD;
         let call = Call {
             function_id: call.function_id,
-            data: call.data,
+            data: call.data.map(Payload::into_raw),
             trace: Trace { traceparent: call.traceparent, baggage: call.baggage },
             caller,
         };
@@ -364,7 +364,8 @@ impl Hub {
         // Most inputs lead to no other: nothing is allocated for those.
         let (mut first, mut inputs) = (Some(input), Vec::new());
         while let Some(input) = first.take().or_else(|| inputs.pop()) {
-            for effect in state.router.step(unix_us(), input) {
+            let mut effects = state.router.step(unix_us(), input);
+            for effect in effects.drain(..) {
                 match effect {
                     Effect::Send { conn, message, caller } => {
                         let is_call = matches!(message, Message::InvokeFunction(_));
@@ -400,7 +401,7 @@ impl Hub {
                             owner,
                         };
                         if let Err(error) = builtin.bind(binding) {
-                            let message = Message::TriggerRegistrationResult(TriggerRegistrationResult {
+                            let message = Message::from(TriggerRegistrationResult {
                                 id: trigger.id,
                                 trigger_type: Some(trigger.trigger_type),
                                 function_id: Some(trigger.function_id),
@@ -432,6 +433,7 @@ impl Hub {
                     }
                 }
             }
+            state.router.reuse(effects);
         }
         pressure
     }
@@ -474,18 +476,18 @@ impl State {
 
 fn answered(conn: ConnId, invocation_id: Uuid, answer: Answer) -> Input {
     let (result, error) = match answer {
-        Ok(result) => (result, None),
+        Ok(result) => (result.map(Payload::from), None),
         Err(error) => (None, Some(error)),
     };
     let result =
         InvocationResult { invocation_id, function_id: String::new(), result, error, traceparent: None, baggage: None };
-    Input::Received { conn, message: Message::InvocationResult(result) }
+    Input::Received { conn, message: result.into() }
 }
 
 fn invocation(call: InvokeFunction) -> Invocation {
     Invocation {
         function_id: call.function_id,
-        data: call.data.unwrap_or_else(|| serde_json::value::RawValue::NULL.to_owned()),
+        data: call.data.map_or_else(|| serde_json::value::RawValue::NULL.to_owned(), Payload::into_raw),
         trace: Trace { traceparent: call.traceparent, baggage: call.baggage },
     }
 }
@@ -495,11 +497,11 @@ fn weight(message: &Message) -> usize {
     let carried = match message {
         Message::InvokeFunction(call) => weight_of_call(call),
         Message::InvocationResult(result) => {
-            let InvocationResult { function_id, result, error, traceparent, baggage, .. } = result;
+            let InvocationResult { function_id, result, error, traceparent, baggage, .. } = &**result;
             let error = error.as_ref().map_or(0, |error| {
                 error.code.len() + error.message.len() + error.stacktrace.as_ref().map_or(0, String::len)
             });
-            function_id.len() + raw_len(result.as_ref()) + error + text_len(traceparent) + text_len(baggage)
+            function_id.len() + payload_len(result.as_ref()) + error + text_len(traceparent) + text_len(baggage)
         }
         Message::RegisterTrigger(trigger) => {
             trigger.function_id.len() + raw_len(trigger.config.as_ref()) + raw_len(trigger.metadata.as_ref())
@@ -511,7 +513,15 @@ fn weight(message: &Message) -> usize {
 
 fn weight_of_call(call: &InvokeFunction) -> usize {
     let InvokeFunction { function_id, data, traceparent, baggage, metadata, .. } = call;
-    function_id.len() + raw_len(data.as_ref()) + raw_len(metadata.as_ref()) + text_len(traceparent) + text_len(baggage)
+    function_id.len()
+        + payload_len(data.as_ref())
+        + raw_len(metadata.as_ref())
+        + text_len(traceparent)
+        + text_len(baggage)
+}
+
+fn payload_len(payload: Option<&Payload>) -> usize {
+    payload.map_or(0, |payload| payload.as_bytes().len())
 }
 
 fn raw_len(payload: Option<&Raw>) -> usize {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::{Message as Frame, WebSocket};
-use engine_protocol::{MAX_FRAME_BYTES, Message, Outbound, decode};
+use bytes::Bytes;
+use engine_protocol::{MAX_FRAME_BYTES, Message, Outbound, decode, decode_frame};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -94,7 +95,7 @@ async fn read(
     while incoming.fill(&mut source).await? > 0 {
         while let Some(event) = incoming.next()? {
             match event {
-                Event::Text(text) => receive(hub, access, conn, text).await,
+                Event::Text { text, frame } => receive(hub, access, conn, text, frame).await,
                 Event::Binary(bytes) => binary(hub, access, conn, bytes).await,
                 Event::Ping(payload) => drop(pings.try_send(Control::Pong(payload.to_vec()))),
                 Event::Close => return Ok(()),
@@ -113,7 +114,7 @@ struct Queue<'a> {
 }
 
 enum Item {
-    Message(Outbound),
+    Message(Outgoing),
     Control(Control),
 }
 
@@ -143,49 +144,51 @@ impl Queue<'_> {
 
     fn taken(&self, outgoing: Outgoing) -> Item {
         self.pressure.take(outgoing.bytes);
-        Item::Message(outbound(outgoing))
-    }
-}
-
-/// A message's bytes. A call tells its handler who calls.
-fn outbound(outgoing: Outgoing) -> Outbound {
-    match (outgoing.message, outgoing.caller) {
-        (Message::InvokeFunction(call), Some(caller)) => call.into_outbound_from(caller),
-        (message, _) => message.into_outbound(),
+        Item::Message(outgoing)
     }
 }
 
 /// Sends what is queued, until the peer has gone or takes nothing for as long as `patience`.
 async fn write(mut sink: impl AsyncWrite + Unpin, mut queue: Queue<'_>, progress: &Progress, patience: Duration) {
-    let mut batch = Vec::new();
+    let mut batch = Batch::default();
     while let Some(first) = queue.next().await {
         let sending = async {
             let (mut next, mut last) = (Some(first), false);
             while let Some(item) = next {
                 last = matches!(item, Item::Control(Control::Close));
                 send(&mut sink, &mut batch, item).await?;
-                if batch.len() >= BATCH_BYTES {
-                    write_all(&mut sink, &mut [IoSlice::new(&batch)]).await?;
-                    batch.clear();
+                if batch.bytes.len() >= BATCH_BYTES {
+                    write_all(&mut sink, &mut [IoSlice::new(&batch.bytes)]).await?;
+                    batch.bytes.clear();
                 }
                 next = if last { None } else { queue.next_at_hand() };
             }
-            write_all(&mut sink, &mut [IoSlice::new(&batch)]).await?;
-            batch.clear();
+            write_all(&mut sink, &mut [IoSlice::new(&batch.bytes)]).await?;
+            batch.bytes.clear();
             sink.flush().await?;
             Ok::<_, io::Error>(last)
         };
         if !matches!(progress.wait(patience, sending).await, Ok(Ok(false))) {
             return;
         }
-        batch.shrink_to(BATCH_BYTES);
+        batch.bytes.shrink_to(BATCH_BYTES);
+        batch.room.shrink_to(SMALL_BYTES);
     }
 }
 
+/// What leaves together.
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    /// Where a message is written before it goes into the batch, since its length goes first.
+    room: String,
+}
+
 /// Puts `item` into the batch, or behind it onto the wire.
-async fn send(sink: &mut (impl AsyncWrite + Unpin), batch: &mut Vec<u8>, item: Item) -> io::Result<()> {
+async fn send(sink: &mut (impl AsyncWrite + Unpin), batch: &mut Batch, item: Item) -> io::Result<()> {
+    let Batch { bytes: batch, room } = batch;
     let message = match item {
-        Item::Message(message) => message,
+        Item::Message(outgoing) => outgoing.message.into_outbound(outgoing.caller, std::mem::take(room)),
         Item::Control(Control::Pong(payload)) => {
             frames::pong(batch, &payload);
             return Ok(());
@@ -204,6 +207,7 @@ async fn send(sink: &mut (impl AsyncWrite + Unpin), batch: &mut Vec<u8>, item: I
         for piece in [head, payload, tail] {
             batch.extend_from_slice(piece);
         }
+        *room = message.into_room();
         return Ok(());
     }
     let mut slices = [&*batch, head, payload, tail].map(IoSlice::new);
@@ -241,11 +245,11 @@ async fn write_all(sink: &mut (impl AsyncWrite + Unpin), mut slices: &mut [IoSli
 }
 
 /// One frame's text. Waits while those the message goes to have no room: the peer's next frame is not read then.
-async fn receive(hub: &Arc<Hub>, access: &Access, conn: engine_router::ConnId, text: &str) {
+async fn receive(hub: &Arc<Hub>, access: &Access, conn: engine_router::ConnId, text: &str, frame: Option<&Bytes>) {
     if text.trim_start().is_empty() {
         return;
     }
-    let message = match decode(text) {
+    let message = match frame.map_or_else(|| decode(text), |frame| decode_frame(text, frame)) {
         Ok(message) => message,
         Err(error) => {
             let source = std::error::Error::source(&error).map(ToString::to_string);
@@ -263,7 +267,7 @@ async fn binary(hub: &Arc<Hub>, access: &Access, conn: engine_router::ConnId, by
     if is_telemetry(bytes) {
         access.telemetry(bytes);
     } else if let Ok(text) = std::str::from_utf8(bytes) {
-        receive(hub, access, conn, text).await;
+        receive(hub, access, conn, text, None).await;
     }
 }
 
@@ -287,7 +291,7 @@ pub(crate) async fn telemetry(mut socket: WebSocket, access: Access, stop: Cance
 
 /// Tells a peer why it does not come in, and ends its connection.
 pub(crate) async fn refuse(mut socket: impl AsyncRead + AsyncWrite + Unpin, why: Message) {
-    let why = why.into_outbound();
+    let why = why.into_outbound(None, String::new());
     let mut bytes = Vec::new();
     frames::begin_text(&mut bytes, why.len());
     why.pieces().iter().for_each(|piece| bytes.extend_from_slice(piece));

@@ -1,6 +1,7 @@
 //! Target `decode`: text frames as a worker may send them.
 
-use engine_protocol::{DecodeError, InvocationResult, InvokeFunction, Message, with_caller};
+use bytes::Bytes;
+use engine_protocol::{DecodeError, InvocationResult, InvokeFunction, Message, Payload, with_caller};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -21,19 +22,24 @@ pub fn decode(input: &[u8], features: &mut Features) {
     let written = message.encode();
     let again = engine_protocol::decode(&written).expect("what was written is a message");
     assert_eq!(again.encode(), written, "a message is written as it was read");
+    let frame = Bytes::copy_from_slice(input);
+    let text = std::str::from_utf8(&frame).expect("the same text");
+    let kept = engine_protocol::decode_frame(text, &frame).expect("the same message");
+    assert_eq!(kept.encode(), written, "with payloads that stay in the frame it is the same");
     let mut pieces = Vec::new();
-    message.clone().into_outbound().pieces().iter().for_each(|piece| pieces.extend_from_slice(piece));
+    kept.into_outbound(None, String::new()).pieces().iter().for_each(|piece| pieces.extend_from_slice(piece));
     assert_eq!(pieces, written.as_bytes(), "in pieces it is the same");
     features.note(std::mem::discriminant(&message));
     match message {
         Message::InvokeFunction(call) => {
-            let InvokeFunction { invocation_id, data, traceparent, baggage, action, metadata, .. } = call;
+            let InvokeFunction { invocation_id, data, traceparent, baggage, action, metadata, .. } = *call;
             features.note((invocation_id.is_some(), traceparent.is_some(), baggage.is_some(), metadata.is_some()));
             features.note(action.map(|action| std::mem::discriminant(&action)));
-            payload(metadata, features);
+            payload(metadata.map(Payload::from), features);
             payload(data, features);
         }
-        Message::InvocationResult(InvocationResult { result, error, .. }) => {
+        Message::InvocationResult(answer) => {
+            let InvocationResult { result, error, .. } = *answer;
             features.note((result.is_some(), error.is_some()));
             payload(result, features);
         }
@@ -46,9 +52,9 @@ fn shape(error: &serde_json::Error) -> String {
     error.to_string().split(' ').take(2).collect()
 }
 
-fn payload(payload: Option<Box<RawValue>>, features: &mut Features) {
+fn payload(payload: Option<Payload>, features: &mut Features) {
     let Some(payload) = payload else { return features.note("no payload") };
-    let text = payload.get().to_owned();
+    let text = payload.text().to_owned();
     let is_json = |text: &str| serde_json::from_str::<&RawValue>(text).is_ok_and(|whole| whole.get() == text);
     assert!(is_json(&text), "{text:?} is JSON");
     features.note(("payload", text.as_bytes().first(), text.contains('\\'), text.len().ilog2()));

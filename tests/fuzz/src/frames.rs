@@ -48,7 +48,7 @@ fn told(bytes: &[u8], piece: usize) -> (Vec<Told>, Option<engine::FrameError>) {
             loop {
                 match incoming.next() {
                     Ok(None) => break,
-                    Ok(Some(engine::Event::Text(text))) => told.push(Told::Text(text.to_owned())),
+                    Ok(Some(engine::Event::Text { text, .. })) => told.push(Told::Text(text.to_owned())),
                     Ok(Some(engine::Event::Binary(bytes))) => told.push(Told::Binary(bytes.to_owned())),
                     Ok(Some(engine::Event::Ping(bytes))) => told.push(Told::Ping(bytes.to_owned())),
                     Ok(Some(engine::Event::Close)) => told.push(Told::Close),

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use engine_protocol::{
-    Action, ErrorBody, InvocationResult, InvokeFunction, Message, Reattach, RegisterFunction, RegisterTrigger,
+    Action, ErrorBody, InvocationResult, InvokeFunction, Message, Payload, Reattach, RegisterFunction, RegisterTrigger,
     RegisterTriggerType, TriggerRegistrationResult, UnregisterFunction, UnregisterTrigger, UnregisterTriggerType,
 };
 use engine_router::{ConnId, Expose, Input, Installed, Opened, Pattern, Policy, Router, Session};
@@ -90,7 +90,7 @@ impl Play<'_> {
             5 => self.uninstall(),
             6 | 7 => {
                 let message = self.function();
-                self.say(Message::RegisterFunction(message))
+                self.say(Message::from(message))
             }
             8 => {
                 let id = self.one_of(&FUNCTIONS);
@@ -112,11 +112,11 @@ impl Play<'_> {
             14 => self.refuse_binding(),
             15 | 16 => {
                 let call = self.call(&FUNCTIONS);
-                self.say(Message::InvokeFunction(call))
+                self.say(Message::from(call))
             }
             17 => {
                 let call = self.call(&OWN);
-                self.say(Message::InvokeFunction(call))
+                self.say(Message::from(call))
             }
             18 => self.answer(),
             19 => self.lie(),
@@ -230,13 +230,7 @@ impl Play<'_> {
         let (id, kind) = (self.trigger_id(), self.one_of(&TYPES));
         let function_id = self.one_of(&FUNCTIONS);
         let config = self.bytes.flip().then(|| json(&json!({ "condition_function_id": "worker::add" })));
-        self.say(Message::RegisterTrigger(RegisterTrigger {
-            id,
-            trigger_type: kind,
-            function_id,
-            config,
-            metadata: None,
-        }))
+        self.say(Message::from(RegisterTrigger { id, trigger_type: kind, function_id, config, metadata: None }))
     }
 
     /// By a provider, built-in or not, or by somebody who is none.
@@ -251,7 +245,7 @@ impl Play<'_> {
         let at = self.bytes.below(BUILTINS.len() + 1);
         let builtin = self.builtins.get(at).copied().flatten();
         let conn = builtin.unwrap_or_else(|| self.somebody());
-        self.step(Input::Received { conn, message: Message::TriggerRegistrationResult(result) })
+        self.step(Input::Received { conn, message: Message::from(result) })
     }
 
     /// Ids of calls are the callers' choice: few, so that they meet.
@@ -272,7 +266,7 @@ impl Play<'_> {
         InvokeFunction {
             invocation_id: (id > 0).then(|| Uuid::from_u128(1_000_000 + id as u128)),
             function_id,
-            data,
+            data: data.map(Payload::from),
             traceparent: None,
             baggage: None,
             action,
@@ -306,7 +300,8 @@ impl Play<'_> {
         let call = self.call(if own { &OWN } else { &FUNCTIONS });
         let answer = wants_answer.then(|| Uuid::from_u128(2_000_000 + u128::from(self.fresh())));
         self.asked.extend(answer);
-        self.step(Input::Call { call: InvokeFunction { invocation_id: None, action: None, ..call }, answer })
+        let call = Box::new(InvokeFunction { invocation_id: None, action: None, ..call });
+        self.step(Input::Call { call, answer })
     }
 
     fn forget(&mut self) -> Vec<&'static str> {
@@ -363,13 +358,13 @@ fn remembered(router: &mut Router) -> Vec<String> {
         let call = InvokeFunction {
             invocation_id: Some(Uuid::nil()),
             function_id: function_id.to_owned(),
-            data: Some(json(&json!({ "include_internal": true }))),
+            data: Some(json(&json!({ "include_internal": true })).into()),
             traceparent: None,
             baggage: None,
             action: None,
             metadata: None,
         };
-        let message = Message::InvokeFunction(call);
+        let message = Message::from(call);
         told.push(format!("{:?}", router.step(0, Input::Received { conn: newcomer.conn, message })));
     }
     told
@@ -425,9 +420,15 @@ fn trigger_type(id: &str) -> RegisterTriggerType {
 fn answer(conn: ConnId, invocation_id: Uuid, fails: bool) -> Input {
     let (result, error) =
         if fails { (None, Some(ErrorBody::new("failed", "on purpose"))) } else { (Some(json(&json!("done"))), None) };
-    let result =
-        InvocationResult { invocation_id, function_id: String::new(), result, error, traceparent: None, baggage: None };
-    Input::Received { conn, message: Message::InvocationResult(result) }
+    let result = InvocationResult {
+        invocation_id,
+        function_id: String::new(),
+        result: result.map(Payload::from),
+        error,
+        traceparent: None,
+        baggage: None,
+    };
+    Input::Received { conn, message: Message::from(result) }
 }
 
 fn json(value: &Value) -> Box<RawValue> {

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use engine_builtin::{Answer, ChannelRef, EngineApi, PipeReader, PipeWriter, Stats};
-use engine_protocol::{Action, InvocationResult, InvokeFunction, Message};
+use engine_protocol::{Action, InvocationResult, InvokeFunction, Message, Payload};
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::WebSocketStream;
@@ -80,7 +80,7 @@ impl There {
 
     async fn next_call(&mut self) -> InvokeFunction {
         self.next(|message| match message {
-            Message::InvokeFunction(call) if !call.function_id.starts_with("engine::") => Some(call),
+            Message::InvokeFunction(call) if !call.function_id.starts_with("engine::") => Some(*call),
             _ => None,
         })
         .await
@@ -91,10 +91,10 @@ impl There {
             Ok(value) => (to_raw_value(&value).ok(), None),
             Err(error) => (None, Some(error)),
         };
-        self.send(Message::InvocationResult(InvocationResult {
+        self.send(Message::from(InvocationResult {
             invocation_id: call.invocation_id.expect("an answer is wanted"),
             function_id: call.function_id.clone(),
-            result,
+            result: result.map(Payload::from),
             error,
             traceparent: None,
             baggage: None,
@@ -103,10 +103,10 @@ impl There {
     }
 
     async fn call(&mut self, function_id: &str, data: Value) -> InvocationResult {
-        self.send(Message::InvokeFunction(InvokeFunction {
+        self.send(Message::from(InvokeFunction {
             invocation_id: Some(Uuid::new_v4()),
             function_id: function_id.into(),
-            data: to_raw_value(&data).ok(),
+            data: to_raw_value(&data).ok().map(Payload::from),
             traceparent: None,
             baggage: None,
             action: None,
@@ -114,7 +114,7 @@ impl There {
         }))
         .await;
         self.next(|message| match message {
-            Message::InvocationResult(result) => Some(result),
+            Message::InvocationResult(result) => Some(*result),
             _ => None,
         })
         .await
@@ -165,7 +165,7 @@ async fn a_call_goes_over_the_bridge_and_its_result_comes_back() {
         json!({ "function_id": "far::add", "data": [1, 2], "_caller_worker_id": "w" }),
     ));
     let seen = there.next_call().await;
-    assert_eq!((seen.function_id.as_str(), seen.data.as_ref().expect("data").get()), ("far::add", "[1,2]"));
+    assert_eq!((seen.function_id.as_str(), seen.data.as_ref().expect("data").text()), ("far::add", "[1,2]"));
     there.answer(&seen, Ok(json!(3))).await;
     assert_eq!(shown(answer.await.expect("no panic")), Ok(Some("3".into())));
 }
@@ -210,7 +210,7 @@ async fn a_forward_is_a_function_here_that_runs_there() {
     let late = call(&bridge, "math::add", json!({ "a": 1.50 })).await.expect_err("no answer");
     assert_eq!(late.code, "bridge_error");
     let seen = there.next_call().await;
-    assert_eq!((seen.function_id.as_str(), seen.data.as_ref().expect("data").get()), ("far::add", r#"{"a":1.5}"#));
+    assert_eq!((seen.function_id.as_str(), seen.data.as_ref().expect("data").text()), ("far::add", r#"{"a":1.5}"#));
 }
 
 #[tokio::test]
@@ -219,7 +219,7 @@ async fn an_exposed_function_is_called_from_there_and_nothing_else_is() {
     let (bridge, here, listener) = bridge(json!({ "expose": expose })).await;
     let mut there = There::accept(&listener).await;
     assert_eq!(there.registered().await, "greet");
-    assert_eq!(there.call("greet", json!("Ann")).await.result.expect("a result").get(), r#""hello Ann""#);
+    assert_eq!(there.call("greet", json!("Ann")).await.result.expect("a result").text(), r#""hello Ann""#);
     let failed = there.call("greet", Value::Null).await.error.expect("an error");
     let wanted = ErrorBody { stacktrace: Some("at line 1".into()), ..ErrorBody::new("nobody", "to greet") };
     assert_eq!(failed, wanted, "errors come through as they are");

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use engine_builtin::{Builtin, Call, ErrorBody, Reply, Trace};
-use engine_protocol::{InvocationResult, InvokeFunction, Message, decode};
+use engine_protocol::{InvocationResult, InvokeFunction, Message, Payload, decode};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
@@ -30,10 +30,11 @@ async fn serve(socket: TcpStream, state: Option<Arc<dyn Builtin>>) {
     while let Some(Ok(frame)) = socket.next().await {
         let Frame::Text(text) = frame else { continue };
         let Ok(Message::InvokeFunction(call)) = decode(&text) else { continue };
-        let InvokeFunction { invocation_id: Some(invocation_id), function_id, data, .. } = call else { continue };
+        let InvokeFunction { invocation_id: Some(invocation_id), function_id, data, .. } = *call else { continue };
         let answer = match &state {
             None => Err(ErrorBody::new("function_not_found", "on purpose")),
             Some(state) => {
+                let data = data.map(Payload::into_raw);
                 let call = Call { function_id: function_id.clone(), data, trace: Trace::default(), caller: None };
                 match state.call(call) {
                     Reply::Now(answer) => answer,
@@ -43,8 +44,9 @@ async fn serve(socket: TcpStream, state: Option<Arc<dyn Builtin>>) {
         };
         let (result, error) = answer.map_or_else(|error| (None, Some(error)), |result| (result, None));
         let (traceparent, baggage) = (None, None);
+        let result = result.map(Payload::from);
         let result = InvocationResult { invocation_id, function_id, result, error, traceparent, baggage };
-        socket.send(Frame::text(Message::InvocationResult(result).encode())).await.expect("sent");
+        socket.send(Frame::text(Message::from(result).encode())).await.expect("sent");
     }
 }
 

@@ -107,7 +107,7 @@ fn the_grammar_is_kept_to_the_letter() {
 #[test]
 fn a_long_string_is_looked_at_everywhere() {
     for length in
-        [SHORT - 1, SHORT, SHORT + 1, WINDOW - 1, WINDOW, WINDOW + 1, WINDOW + SHORT, WINDOW + SHORT + 1, 3 * WINDOW]
+        [7, 8, 9, NEAR - 1, NEAR, NEAR + 1, NEAR + BLOCK - 1, NEAR + BLOCK, NEAR + BLOCK + 1, NEAR + 3 * BLOCK + 5]
     {
         for odd in ["", "\"", "\\", "\\n", "\\u00e4", "\\u00", "\n", "\u{1f}", "ä"] {
             let plain = "x".repeat(length);

@@ -4,9 +4,11 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use serde_json::value::RawValue;
+
 use crate::message::{Action, ErrorBody};
 
-fn payload() -> impl Strategy<Value = Option<Raw>> {
+fn payload() -> impl Strategy<Value = Option<Payload>> {
     let json = prop_oneof![
         Just("1.50".to_owned()),
         ".*".prop_map(|text| serde_json::json!({ "a": text }).to_string()),
@@ -15,7 +17,7 @@ fn payload() -> impl Strategy<Value = Option<Raw>> {
         Just("{ }".to_owned()),
         Just(r#"{"_caller_worker_id":"me","a":1}"#.to_owned()),
     ];
-    prop::option::of(json.prop_map(|json| RawValue::from_string(json).expect("JSON")))
+    prop::option::of(json.prop_map(|json| RawValue::from_string(json).expect("JSON").into()))
 }
 
 fn text() -> impl Strategy<Value = Option<String>> {
@@ -32,7 +34,7 @@ fn call() -> impl Strategy<Value = InvokeFunction> {
             traceparent,
             baggage,
             action,
-            metadata,
+            metadata: metadata.map(Payload::into_raw),
         },
     )
 }
@@ -53,7 +55,7 @@ fn answer() -> impl Strategy<Value = InvocationResult> {
 
 fn check(message: Message, wanted: &str) -> Result<(), TestCaseError> {
     prop_assert_eq!(&message.encode(), wanted);
-    let outbound = message.into_outbound();
+    let outbound = message.into_outbound(None, "left over".to_owned());
     prop_assert_eq!(outbound.pieces().concat(), wanted.as_bytes());
     prop_assert_eq!(outbound.len(), wanted.len());
     Ok(())
@@ -63,14 +65,14 @@ proptest! {
     #[test]
     fn a_call_is_written_as_serde_would(call in call()) {
         let wanted = serde_json::to_string(&call).expect("written");
-        check(Message::InvokeFunction(call), &wanted)?;
+        check(call.into(), &wanted)?;
     }
 
     #[test]
     fn a_call_that_tells_its_caller_has_it_in_its_data(mut call in call(), caller in any::<u128>()) {
         let caller = Uuid::from_u128(caller);
-        let outbound = call.clone().into_outbound_from(caller);
-        call.data = call.data.map(|data| crate::with_caller(data, &caller.to_string()).expect("a payload"));
+        let outbound = Message::from(call.clone()).into_outbound(Some(caller), String::new());
+        call.data = call.data.map(|data| crate::with_caller(data, &caller.to_string()).expect("a payload").into());
         prop_assert_eq!(outbound.pieces().concat(), serde_json::to_string(&call).expect("written").into_bytes());
         prop_assert_eq!(outbound.len(), outbound.pieces().concat().len());
     }
@@ -78,7 +80,7 @@ proptest! {
     #[test]
     fn an_answer_is_written_as_serde_would(answer in answer()) {
         let wanted = serde_json::to_string(&answer).expect("written");
-        check(Message::InvocationResult(answer), &wanted)?;
+        check(answer.into(), &wanted)?;
     }
 }
 
@@ -89,11 +91,11 @@ fn a_large_payload_is_not_copied() {
     let call = InvokeFunction {
         invocation_id: None,
         function_id: "f".into(),
-        data: Some(data),
+        data: Some(data.into()),
         traceparent: None,
         baggage: None,
         action: None,
         metadata: None,
     };
-    assert_eq!(Message::InvokeFunction(call).into_outbound().pieces()[1].as_ptr(), place);
+    assert_eq!(Message::from(call).into_outbound(None, String::new()).pieces()[1].as_ptr(), place);
 }

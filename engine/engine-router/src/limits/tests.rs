@@ -29,7 +29,7 @@ fn payload(bytes: usize) -> Option<Box<RawValue>> {
 }
 
 fn function(id: String, bytes: usize) -> Message {
-    Message::RegisterFunction(RegisterFunction {
+    Message::from(RegisterFunction {
         id,
         description: None,
         request_format: payload(bytes),
@@ -50,13 +50,7 @@ fn trigger_type(id: String, bytes: usize) -> Message {
 
 fn trigger(id: String, kind: String, bytes: usize) -> Message {
     let function_id = "f".to_owned();
-    Message::RegisterTrigger(RegisterTrigger {
-        id,
-        trigger_type: kind,
-        function_id,
-        config: payload(bytes),
-        metadata: None,
-    })
+    Message::from(RegisterTrigger { id, trigger_type: kind, function_id, config: payload(bytes), metadata: None })
 }
 
 /// The codes of all refusals of `messages` that one connection sends, logged or answered.
@@ -117,7 +111,7 @@ fn message() -> impl Strategy<Value = Message> {
         id().prop_map(|id| Message::UnregisterFunction(UnregisterFunction { id })),
         id().prop_map(|id| Message::UnregisterTriggerType(UnregisterTriggerType { id })),
         id().prop_map(|id| Message::UnregisterTrigger(UnregisterTrigger { id, trigger_type: None })),
-        id().prop_map(|id| Message::TriggerRegistrationResult(engine_protocol::TriggerRegistrationResult {
+        id().prop_map(|id| Message::from(engine_protocol::TriggerRegistrationResult {
             id,
             trigger_type: None,
             function_id: None,
