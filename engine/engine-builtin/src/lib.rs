@@ -22,7 +22,7 @@ mod name;
 mod pipe;
 
 pub use builtin::{Binding, Builtin, BuiltinError, Settings};
-pub use call::{Answer, Call, Reply, Trace, decode, encode};
+pub use call::{Answer, Call, Reply, Trace, decode, encode, no_function};
 pub use condition::is_met;
 pub use deliveries::{
     Deliveries, MAX_BYTES, MAX_BYTES_PER_FUNCTION, MAX_IN_FLIGHT, MAX_IN_FLIGHT_PER_FUNCTION, MAX_WAITING,
