@@ -17,10 +17,12 @@
 mod entry;
 mod events;
 mod folder;
+mod placeholder;
 mod remote;
 mod schema;
 mod worker;
 
-pub use entry::{Entry, expand};
+pub use entry::Entry;
+pub use placeholder::{Placeholder, replace_placeholders};
 pub use schema::check;
 pub use worker::{Configuration, NAME, create, schema};
