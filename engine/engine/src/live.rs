@@ -111,7 +111,7 @@ pub async fn serve(config: Config, logging: Logging, stop: CancellationToken) ->
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some(reload) = reload::next(&mut changes) => live.reload(reload).await,
+                reload = reload::next(&mut changes) => live.reload(reload).await,
             }
         }
         info!("stopping");
