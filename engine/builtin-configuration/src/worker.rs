@@ -169,7 +169,7 @@ pub async fn create(engine: Engine, settings: Settings) -> Result<Arc<Configurat
     Ok(Arc::new_cyclic(|me| Configuration {
         me: me.clone(),
         engine,
-        bindings: Bindings::default(),
+        bindings: Bindings::new(),
         ttl: Duration::from_secs(options.ttl_seconds),
         stop: CancellationToken::new(),
         changed: broadcast::Sender::new(1024),

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use engine_builtin::{Binding, BoxFuture, Builtin, BuiltinError, Engine, ErrorBody, RegisterTriggerType, Settings};
+use engine_builtin::{
+    Binding, BoxFuture, Builtin, BuiltinError, Engine, ErrorBody, LogLimit, RegisterTriggerType, Settings,
+};
 use serde::Deserialize;
 use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
@@ -45,7 +47,7 @@ impl Cron {
         let locks = RwLock::new(Arc::new(open(adapter(settings)?, &held).await?));
         Ok(Self {
             held,
-            host: Arc::new(Host { engine, clock, locks, ended: CancellationToken::new() }),
+            host: Arc::new(Host { engine, clock, locks, ended: CancellationToken::new(), log: LogLimit::new(NAME) }),
             jobs: Mutex::new(HashMap::new()),
             tasks: TaskTracker::new(),
             runtime: Handle::current(),

@@ -18,6 +18,7 @@ mod call;
 mod condition;
 mod deliveries;
 mod engine;
+mod log_limit;
 mod name;
 mod pipe;
 
@@ -29,6 +30,7 @@ pub use deliveries::{
     MAX_WAITING_PER_FUNCTION, Overloaded, Room,
 };
 pub use engine::{Engine, EngineApi, Invocation, Stats};
+pub use log_limit::LogLimit;
 pub use name::{MAX_NAME_BYTES, name, optional_name};
 pub use pipe::{Item, PipeReader, PipeWriter, ReaderGone, pipe};
 
