@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use engine_builtin::{
     BoxFuture, Builtin, BuiltinError, Call, Engine, ErrorBody, Invocation, Raw, RegisterFunction, Reply, Settings,
-    Trace, decode,
+    Trace, decode, no_function,
 };
 use engine_client::{CallError, Client, ClientConfig, FunctionSpec};
 use serde::Deserialize;
@@ -148,10 +148,7 @@ impl Builtin for Bridge {
         }
         match self.bridged.forward.get(&call.function_id) {
             Some(forward) => self.invoke(forward.remote_function.clone(), call.data, forward.timeout),
-            None => {
-                let message = format!("{NAME} has no function `{}`", call.function_id);
-                Reply::Now(Err(ErrorBody::new("function_not_found", message)))
-            }
+            None => Reply::Now(Err(no_function(NAME, &call.function_id))),
         }
     }
 

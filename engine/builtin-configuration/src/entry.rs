@@ -1,8 +1,13 @@
 //! One entry, and the variables in its value.
 
+use std::borrow::Cow;
+use std::convert::Infallible;
+
 use engine_builtin::ErrorBody;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+
+use crate::placeholder::{Placeholder, replace_placeholders};
 
 /// Longest entry, as JSON.
 pub(crate) const MAX_BYTES: usize = 1024 * 1024;
@@ -50,8 +55,7 @@ pub(crate) fn check_id(id: &str) -> Result<(), ErrorBody> {
 
 /// A value with `${NAME}` and `${NAME:default}` in its texts replaced. A variable that is not set and has no default
 /// stays as it is written.
-#[must_use]
-pub fn expand(value: &Value, variable: &impl Fn(&str) -> Option<String>) -> Value {
+pub(crate) fn expand(value: &Value, variable: &impl Fn(&str) -> Option<String>) -> Value {
     match value {
         Value::String(text) => Value::String(expand_text(text, variable)),
         Value::Array(items) => Value::Array(items.iter().map(|item| expand(item, variable)).collect()),
@@ -64,22 +68,9 @@ pub fn expand(value: &Value, variable: &impl Fn(&str) -> Option<String>) -> Valu
 }
 
 fn expand_text(text: &str, variable: &impl Fn(&str) -> Option<String>) -> String {
-    let mut expanded = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(start) = rest.find("${") {
-        let Some(end) = rest[start..].find('}') else { break };
-        expanded.push_str(&rest[..start]);
-        let written = &rest[start..=start + end];
-        let inside = &rest[start + 2..start + end];
-        let (name, default) = match inside.split_once(':') {
-            Some((name, default)) => (name, Some(default)),
-            None => (inside, None),
-        };
-        let value = variable(name);
-        expanded.push_str(value.as_deref().or(default).unwrap_or(written));
-        rest = &rest[start + end + 1..];
-    }
-    expanded.push_str(rest);
+    let Ok(expanded) = replace_placeholders::<Infallible>(text, |Placeholder { written, name, default, .. }| {
+        Ok(variable(name).map_or(Cow::Borrowed(default.unwrap_or(written)), Cow::Owned))
+    });
     expanded
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use engine_builtin::{Binding, Engine, ErrorBody, Invocation, Trace, is_met};
+use engine_builtin::{Binding, Engine, ErrorBody, Invocation, LogLimit, Trace, is_met};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -57,15 +57,16 @@ const MAX_EVENTS: usize = 256;
 pub(crate) struct Bindings {
     bound: Mutex<BTreeMap<String, Bound>>,
     turns: Arc<Semaphore>,
-}
-
-impl Default for Bindings {
-    fn default() -> Self {
-        Self { bound: Mutex::default(), turns: Arc::new(Semaphore::new(MAX_EVENTS)) }
-    }
+    log: LogLimit,
 }
 
 impl Bindings {
+    /// Must be called inside a runtime.
+    pub(crate) fn new() -> Self {
+        let turns = Arc::new(Semaphore::new(MAX_EVENTS));
+        Self { bound: Mutex::default(), turns, log: LogLimit::new(crate::NAME) }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Bound>> {
         self.bound.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -109,31 +110,34 @@ impl Bindings {
             return;
         }
         let Ok(turn) = Arc::clone(&self.turns).try_acquire_owned() else {
-            warn!(id = entry.id, "too many functions are being told of changes, these are not");
+            let id = &entry.id;
+            self.log.log(|| warn!(id, "too many functions are being told of changes, these are not"));
             return;
         };
-        let engine = engine.clone();
+        let (engine, log) = (engine.clone(), self.log.clone());
         tokio::spawn(async move {
             let _turn = turn;
             for Bound { function_id, filter } in bound {
-                let asking = is_met(&engine, filter.condition_function_id.as_deref(), &data, &trace);
+                let condition = filter.condition_function_id.as_deref();
+                let asking = is_met(&engine, condition, &data, &trace);
                 let slow = |_| Err(ErrorBody::new("TIMEOUT", "it does not answer"));
                 match tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(slow) {
                     Ok(true) => {}
                     Ok(false) => continue,
                     Err(error) => {
-                        warn!(condition = filter.condition_function_id, %error, "a condition failed, its function is not called");
+                        log.log(|| warn!(condition, %error, "a condition failed, its function is not called"));
                         continue;
                     }
                 }
                 let invocation =
                     Invocation { function_id: function_id.clone(), data: data.clone(), trace: trace.clone() };
+                let function = function_id;
                 match tokio::time::timeout(PATIENCE, engine.call(invocation)).await {
                     Ok(Ok(_)) => {}
                     Ok(Err(error)) => {
-                        warn!(function = function_id, %error, "a function bound to `configuration` failed")
+                        log.log(|| warn!(function, %error, "a function bound to `configuration` failed"));
                     }
-                    Err(_) => warn!(function = function_id, "a function bound to `configuration` does not answer"),
+                    Err(_) => log.log(|| warn!(function, "a function bound to `configuration` does not answer")),
                 }
             }
         });

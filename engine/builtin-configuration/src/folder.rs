@@ -5,16 +5,11 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::mpsc;
 use tracing::warn;
 
 use crate::entry::{Entry, MAX_BYTES, check_id};
-
-/// A folder that was quiet for this long has been saved.
-const QUIET: Duration = Duration::from_millis(500);
+use crate::watch::FolderWatch;
 
 pub(crate) struct Folder {
     path: PathBuf,
@@ -65,26 +60,8 @@ impl Folder {
         }
     }
 
-    /// Sends a word each time the folder has changed and is quiet again. Ends when what is returned is dropped.
-    pub(crate) fn watch(&self) -> notify::Result<(RecommendedWatcher, mpsc::Receiver<()>)> {
-        let (changed, mut changes) = mpsc::channel(1);
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if event.is_ok_and(|event| !event.kind.is_access()) {
-                // A word that waits already says it.
-                let _ = changed.try_send(());
-            }
-        })?;
-        watcher.watch(&self.path, RecursiveMode::NonRecursive)?;
-        let (settled, receiver) = mpsc::channel(1);
-        tokio::spawn(async move {
-            while changes.recv().await.is_some() {
-                while let Ok(Some(())) = tokio::time::timeout(QUIET, changes.recv()).await {}
-                if settled.send(()).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok((watcher, receiver))
+    pub(crate) fn watch(&self) -> notify::Result<FolderWatch> {
+        FolderWatch::begin(&self.path, |_| true)
     }
 }
 
@@ -161,8 +138,8 @@ mod tests {
     async fn an_edit_is_noticed() {
         let folder = tempfile::tempdir().expect("a folder");
         let files = Folder::open(folder.path().to_owned()).expect("a folder");
-        let (_watcher, mut settled) = files.watch().expect("watched");
+        let mut watch = files.watch().expect("watched");
         files.write(&entry("one", json!(1))).expect("written");
-        tokio::time::timeout(Duration::from_secs(20), settled.recv()).await.expect("in time").expect("a word");
+        tokio::time::timeout(std::time::Duration::from_secs(20), watch.settled()).await.expect("in time");
     }
 }

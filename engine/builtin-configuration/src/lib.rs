@@ -6,8 +6,8 @@
 //!                          ├─► functions bound to the `configuration` trigger type
 //!                          └─► changes()   for the engine: other built-in workers' settings
 //! ```
-//! Values are stored as they were written: `${NAME:default}` in them is expanded when they are read. Knows no other
-//! worker.
+//! Values are stored as they were written: `${NAME:default}` in them is expanded when they are read. How placeholders are
+//! found and saved files noticed is the engine's way with config.yaml, too. Knows no other worker.
 //!
 //! Always true:
 //! - What `register` or `set` acknowledged is on disk, whole: a file is replaced by a rename.
@@ -17,10 +17,14 @@
 mod entry;
 mod events;
 mod folder;
+mod placeholder;
 mod remote;
 mod schema;
+mod watch;
 mod worker;
 
-pub use entry::{Entry, expand};
+pub use entry::Entry;
+pub use placeholder::{Placeholder, replace_placeholders};
 pub use schema::check;
+pub use watch::FolderWatch;
 pub use worker::{Configuration, NAME, create, schema};

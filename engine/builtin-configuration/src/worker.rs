@@ -169,7 +169,7 @@ pub async fn create(engine: Engine, settings: Settings) -> Result<Arc<Configurat
     Ok(Arc::new_cyclic(|me| Configuration {
         me: me.clone(),
         engine,
-        bindings: Bindings::default(),
+        bindings: Bindings::new(),
         ttl: Duration::from_secs(options.ttl_seconds),
         stop: CancellationToken::new(),
         changed: broadcast::Sender::new(1024),
@@ -483,13 +483,12 @@ impl Builtin for Configuration {
             let following = self.me.clone();
             match &self.kept {
                 Kept::Here(here) => {
-                    let (watcher, mut settled) = here
+                    let mut watch = here
                         .folder
                         .watch()
                         .map_err(|error| BuiltinError::failed("could not watch the folder of configurations", error))?;
                     tokio::spawn(async move {
-                        let _watcher = watcher;
-                        while let Some(Some(())) = me.stop.run_until_cancelled(settled.recv()).await {
+                        while me.stop.run_until_cancelled(watch.settled()).await.is_some() {
                             if let Kept::Here(here) = &me.kept {
                                 me.reread(here);
                             }

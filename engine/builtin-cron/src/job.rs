@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use cron::Schedule;
-use engine_builtin::{Engine, Invocation, Raw, Trace, is_met};
+use engine_builtin::{Engine, Invocation, LogLimit, Raw, Trace, is_met};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -23,6 +23,8 @@ pub(crate) struct Host {
     pub(crate) locks: RwLock<Arc<Locks>>,
     /// Ends jobs in the midst of a run: the worker stops.
     pub(crate) ended: CancellationToken,
+    /// Of jobs that fail or are over.
+    pub(crate) log: LogLimit,
 }
 
 pub(crate) struct Job {
@@ -53,7 +55,8 @@ impl Job {
                     last = Some(due);
                 }
                 Some(None) => {
-                    info!(job = self.id, expression = self.schedule.source(), "the cron job has no more times");
+                    let expression = self.schedule.source();
+                    host.log.log(|| info!(job = self.id, expression, "the cron job has no more times"));
                     return;
                 }
                 None => return,
@@ -79,9 +82,11 @@ impl Job {
                 lock.held_during(host.ended.run_until_cancelled(self.call(host, due))).await;
             }
             Ok(None) => debug!(job = self.id, "the cron job is run elsewhere, it is skipped here"),
-            Err(error) => warn!(
-                job = self.id, %error, cause = %error.source, "the cron job is skipped: its lock could not be taken"
-            ),
+            Err(error) => host.log.log(|| {
+                warn!(
+                    job = self.id, %error, cause = %error.source, "the cron job is skipped: its lock could not be taken"
+                );
+            }),
         }
     }
 
@@ -93,12 +98,12 @@ impl Job {
             Ok(true) => {}
             Ok(false) => return debug!(job = self.id, "the cron job's condition is not met"),
             Err(error) => {
-                return warn!(job = self.id, %error, "the cron job is skipped: its condition failed");
+                return host.log.log(|| warn!(job = self.id, %error, "the cron job is skipped: its condition failed"));
             }
         }
         let call = host.engine.call(Invocation { function_id: self.function_id.clone(), data, trace });
         if let Err(error) = call.await {
-            warn!(job = self.id, function = self.function_id, %error, "a cron job failed");
+            host.log.log(|| warn!(job = self.id, function = self.function_id, %error, "a cron job failed"));
         }
     }
 

@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use engine_builtin::{
-    Binding, BoxFuture, Builtin, BuiltinError, Call, Engine, ErrorBody, RegisterFunction, RegisterTriggerType, Reply,
-    Settings,
+    Binding, BoxFuture, Builtin, BuiltinError, Engine, ErrorBody, LogLimit, RegisterTriggerType, Settings,
 };
 use serde::Deserialize;
 use serde_json::value::to_raw_value;
@@ -48,7 +47,7 @@ impl Cron {
         let locks = RwLock::new(Arc::new(open(adapter(settings)?, &held).await?));
         Ok(Self {
             held,
-            host: Arc::new(Host { engine, clock, locks, ended: CancellationToken::new() }),
+            host: Arc::new(Host { engine, clock, locks, ended: CancellationToken::new(), log: LogLimit::new(NAME) }),
             jobs: Mutex::new(HashMap::new()),
             tasks: TaskTracker::new(),
             runtime: Handle::current(),
@@ -100,10 +99,6 @@ impl Builtin for Cron {
         NAME
     }
 
-    fn functions(&self) -> Vec<RegisterFunction> {
-        Vec::new()
-    }
-
     fn trigger_types(&self) -> Vec<RegisterTriggerType> {
         let config = json!({
             "type": "object",
@@ -137,11 +132,6 @@ impl Builtin for Cron {
             trigger_request_format: to_raw_value(&config).ok(),
             call_request_format: to_raw_value(&payload).ok(),
         }]
-    }
-
-    fn call(&self, call: Call) -> Reply {
-        let message = format!("{NAME} has no function `{}`", call.function_id);
-        Reply::Now(Err(ErrorBody::new("function_not_found", message)))
     }
 
     fn bind(&self, binding: Binding) -> Result<(), ErrorBody> {

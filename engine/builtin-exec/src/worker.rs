@@ -4,7 +4,7 @@ use std::env;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use engine_builtin::{BoxFuture, Builtin, BuiltinError, Call, Engine, ErrorBody, RegisterFunction, Reply, Settings};
+use engine_builtin::{BoxFuture, Builtin, BuiltinError, Engine, Settings};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -67,15 +67,6 @@ impl Exec {
 impl Builtin for Exec {
     fn name(&self) -> &'static str {
         NAME
-    }
-
-    fn functions(&self) -> Vec<RegisterFunction> {
-        Vec::new()
-    }
-
-    fn call(&self, call: Call) -> Reply {
-        let message = format!("{NAME} has no function `{}`", call.function_id);
-        Reply::Now(Err(ErrorBody::new("function_not_found", message)))
     }
 
     fn start(&self) -> BoxFuture<'_, Result<(), BuiltinError>> {

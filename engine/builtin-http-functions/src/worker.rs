@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine_builtin::{Builtin, BuiltinError, Call, Engine, ErrorBody, RegisterFunction, Reply, Settings};
+use engine_builtin::{Builtin, BuiltinError, Engine, ErrorBody, Settings};
 use reqwest::header::HeaderValue;
 use reqwest::redirect;
 use reqwest::{Client, Url};
@@ -70,15 +70,6 @@ fn is_name(url: &Url) -> bool {
 impl Builtin for HttpFunctions {
     fn name(&self) -> &'static str {
         NAME
-    }
-
-    fn functions(&self) -> Vec<RegisterFunction> {
-        Vec::new()
-    }
-
-    fn call(&self, call: Call) -> Reply {
-        let message = format!("{NAME} has no function `{}`", call.function_id);
-        Reply::Now(Err(ErrorBody::new("function_not_found", message)))
     }
 }
 

@@ -5,10 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLockWriteGuard};
 use std::time::Duration;
 
-use engine_builtin::{
-    Binding, BoxFuture, Builtin, BuiltinError, Call, Engine, ErrorBody, RegisterFunction, RegisterTriggerType, Reply,
-    Settings,
-};
+use engine_builtin::{Binding, BoxFuture, Builtin, BuiltinError, Engine, ErrorBody, RegisterTriggerType, Settings};
 use futures_util::FutureExt;
 use serde_json::json;
 use serde_json::value::to_raw_value;
@@ -141,10 +138,6 @@ impl Builtin for Http {
         NAME
     }
 
-    fn functions(&self) -> Vec<RegisterFunction> {
-        Vec::new()
-    }
-
     fn trigger_types(&self) -> Vec<RegisterTriggerType> {
         let binding = json!({
             "type": "object",
@@ -174,11 +167,6 @@ impl Builtin for Http {
             trigger_request_format: to_raw_value(&binding).ok(),
             call_request_format: to_raw_value(&call).ok(),
         }]
-    }
-
-    fn call(&self, call: Call) -> Reply {
-        let message = format!("iii-http has no function `{}`", call.function_id);
-        Reply::Now(Err(ErrorBody::new("function_not_found", message)))
     }
 
     fn bind(&self, binding: Binding) -> Result<(), ErrorBody> {

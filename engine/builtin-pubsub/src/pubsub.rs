@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use engine_builtin::{
-    Answer, Binding, BoxFuture, Builtin, BuiltinError, Call, Deliveries, Engine, ErrorBody, Invocation, Overloaded,
-    Raw, RegisterFunction, RegisterTriggerType, Reply, Settings, Trace, decode, is_met, name,
+    Answer, Binding, BoxFuture, Builtin, BuiltinError, Call, Deliveries, Engine, ErrorBody, Invocation, LogLimit,
+    Overloaded, Raw, RegisterFunction, RegisterTriggerType, Reply, Settings, Trace, decode, is_met, name,
 };
 use futures_util::FutureExt;
 use serde::Deserialize;
@@ -44,6 +44,7 @@ pub(crate) struct Shared {
     deliveries: Deliveries,
     subscriptions: Mutex<Subscriptions>,
     changes: watch::Sender<()>,
+    log: LogLimit,
 }
 
 #[derive(Deserialize)]
@@ -62,6 +63,7 @@ impl PubSub {
             deliveries: Deliveries::new(),
             subscriptions: Mutex::default(),
             changes: watch::Sender::new(()),
+            log: LogLimit::new(crate::NAME),
         });
         let adapter = Adapter::open(&settings, &shared).await?;
         adapter.activate();
@@ -129,7 +131,8 @@ impl Shared {
         let data = Arc::new(data);
         for subscription in subscriptions {
             let function_id = subscription.function_id.clone();
-            let handling = handle(Arc::clone(&self.engine), subscription, Arc::clone(&data), trace.clone());
+            let (engine, log) = (Arc::clone(&self.engine), self.log.clone());
+            let handling = handle(engine, log, subscription, Arc::clone(&data), trace.clone());
             let delivery = timeout(HANDLING, handling).map(drop);
             let _ = self.deliveries.begin(&function_id, room.clone(), delivery.boxed());
         }
@@ -152,12 +155,13 @@ impl Shared {
     }
 }
 
-async fn handle(engine: Engine, subscription: Arc<Subscription>, data: Arc<Raw>, trace: Trace) {
+async fn handle(engine: Engine, log: LogLimit, subscription: Arc<Subscription>, data: Arc<Raw>, trace: Trace) {
     match is_met(&engine, subscription.condition.as_deref(), &data, &trace).await {
         Ok(true) => {}
         Ok(false) => return,
         Err(error) => {
-            warn!(function = subscription.function_id, %error, "a condition failed: its handler is skipped");
+            let function = &subscription.function_id;
+            log.log(|| warn!(function, %error, "a condition failed: its handler is skipped"));
             return;
         }
     }

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use engine_builtin::{Answer, Call, ErrorBody, Raw, RegisterFunction, RegisterTriggerType, Reply, decode, encode};
+use engine_builtin::{
+    Answer, Call, ErrorBody, Raw, RegisterFunction, RegisterTriggerType, Reply, decode, encode, no_function,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::NAME;
 use crate::broker::{Broker, QueueError};
 use crate::message::{MAX_NAME_BYTES, Message};
 use crate::settings::QueueSettings;
@@ -52,7 +55,7 @@ pub(crate) fn call(worker: &QueueWorker, call: Call) -> Reply {
         "engine::queue::topic_stats" => topic_stats(worker, &call),
         "engine::queue::dlq_topics" => Ok(dlq_topics(worker.broker())),
         "engine::queue::dlq_messages" => dlq_messages(worker, &call),
-        other => Err(ErrorBody::new("function_not_found", format!("iii-queue has no function `{other}`"))),
+        other => Err(no_function(NAME, other)),
     };
     prepared.unwrap_or_else(|error| Reply::Now(Err(error)))
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine_builtin::{BoxFuture, Engine, Raw, Trace};
+use engine_builtin::{BoxFuture, Engine, LogLimit, Raw, Trace};
 use futures_util::FutureExt;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::streams::{StreamAutoClaimReply, StreamId, StreamReadReply};
@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep};
 use tracing::warn;
 use uuid::Uuid;
 
+use crate::NAME;
 use crate::broker::{
     Broker, DeadMessageRow, DeadTopicRow, Done, QueueError, Subscription, TopicRow, TopicStats, without_password,
 };
@@ -81,6 +82,8 @@ struct Shared {
     connection: ConnectionManager,
     publish: Script,
     subscribe: Script,
+    /// Of deliveries that fail.
+    log: LogLimit,
 }
 
 impl RedisBroker {
@@ -92,8 +95,8 @@ impl RedisBroker {
         let config = ConnectionManagerConfig::new().set_number_of_retries(1).set_connection_timeout(Some(PATIENCE));
         let config = config.set_response_timeout(Some(PATIENCE));
         let connection = ConnectionManager::new_with_config(client.clone(), config).await.map_err(failed)?;
-        let (publish, subscribe) = (Script::new(PUBLISH), Script::new(SUBSCRIBE));
-        let shared = Shared { engine, client, url: url.to_owned(), connection, publish, subscribe };
+        let (publish, subscribe, log) = (Script::new(PUBLISH), Script::new(SUBSCRIBE), LogLimit::new(NAME));
+        let shared = Shared { engine, client, url: url.to_owned(), connection, publish, subscribe, log };
         Ok(Self { shared: Arc::new(shared), subscribers: Subscribers::new() })
     }
 }
@@ -275,7 +278,8 @@ impl Stream {
                     message.function_id = function_id;
                     let condition = wish.condition.as_deref();
                     if let Err(error) = deliver(&shared.engine, condition, wish.delivery.timeout_ms, &message).await {
-                        warn!(function = message.function_id, error, "a delivery failed; on Redis there is only one");
+                        let function = &message.function_id;
+                        shared.log.log(|| warn!(function, error, "a delivery failed; on Redis there is only one"));
                     }
                 }
                 None => warn!(key, id, "an entry on Redis is no message"),

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use engine_builtin::{Binding, Engine, ErrorBody, Invocation, Raw, Trace, is_met};
+use engine_builtin::{Binding, Engine, ErrorBody, Invocation, LogLimit, Raw, Trace, is_met};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
+use crate::NAME;
 use crate::functions::Place;
 
 /// Events of one key that wait for a handler.
@@ -52,8 +53,7 @@ struct Handler {
     lanes: Lanes,
     room: Arc<Semaphore>,
     turns: Arc<Semaphore>,
-    /// So that the log says once that events are lost.
-    losing: AtomicBool,
+    log: LogLimit,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -84,10 +84,8 @@ impl Handler {
     }
 
     fn lost(&self, place: &Place) {
-        if !self.losing.swap(true, Ordering::Relaxed) {
-            let (function, Place { scope, key }) = (&self.function_id, place);
-            warn!(function, scope, key, "events of a `state` trigger are lost: handlers are too slow");
-        }
+        let (function, Place { scope, key }) = (&self.function_id, place);
+        self.log.log(|| warn!(function, scope, key, "an event of a `state` trigger is lost: handlers are too slow"));
     }
 }
 
@@ -158,6 +156,7 @@ pub(crate) struct Events {
     runtime: Handle,
     tasks: TaskTracker,
     stop: CancellationToken,
+    log: LogLimit,
 }
 
 impl Events {
@@ -171,6 +170,7 @@ impl Events {
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
+            log: LogLimit::new(NAME),
         })
     }
 
@@ -192,7 +192,7 @@ impl Events {
             lanes: Mutex::default(),
             room: Arc::new(Semaphore::new(MAX_WAITING_BYTES_PER_BINDING)),
             turns: Arc::new(Semaphore::new(MAX_IN_FLIGHT_PER_BINDING)),
-            losing: AtomicBool::new(false),
+            log: self.log.clone(),
         });
         let mut handlers = self.handlers.write().unwrap_or_else(PoisonError::into_inner);
         match handlers.iter_mut().find(|known| known.binding_id == handler.binding_id) {
@@ -260,7 +260,6 @@ impl Events {
                 self.tasks.spawn_on(async move { events.deliver(&handler, &turns, &place).await }, &self.runtime);
             }
         }
-        handler.losing.store(false, Ordering::Relaxed);
         Some(sender)
     }
 
@@ -280,7 +279,8 @@ impl Events {
         let Some(handler) = handler.upgrade() else { return };
         let called = tokio::time::timeout(HANDLING, self.call(&handler, &payload, &waiting.trace)).await;
         if called.is_err() {
-            warn!(function_id = handler.function_id, "the handler of a `state` trigger did not answer in time");
+            let function_id = &handler.function_id;
+            self.log.log(|| warn!(function_id, "the handler of a `state` trigger did not answer in time"));
         }
     }
 
@@ -291,13 +291,13 @@ impl Events {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
-                warn!(function_id, condition, %error, "the condition of a `state` trigger failed");
+                self.log.log(|| warn!(function_id, condition, %error, "the condition of a `state` trigger failed"));
                 return;
             }
         }
         let call = Invocation { function_id: function_id.to_owned(), data: payload.clone(), trace: trace.clone() };
         if let Err(error) = self.engine.call(call).await {
-            warn!(function_id, %error, "the handler of a `state` trigger failed");
+            self.log.log(|| warn!(function_id, %error, "the handler of a `state` trigger failed"));
         }
     }
 

@@ -170,7 +170,7 @@ impl Bridge {
         let mut message = json!(emitted.event);
         message["origin"] = json!(self.origin);
         if let Err(error) = self.client.call_void("publish", &json!({ "topic": TOPIC, "data": message })).await {
-            warn!(%error, "other engines are not told of an event");
+            self.hub.log().log(|| warn!(%error, "other engines are not told of an event"));
         }
     }
 }
@@ -182,7 +182,9 @@ fn receive(hub: &Weak<Hub>, ours: &str, call: &Call) {
         (Ok((event, beside)), Some(hub)) if beside.origin.as_deref() != Some(ours) => {
             hub.emit(&Emitted { event, write: None, trace: Trace::default() });
         }
-        (Ok(_), _) => {}
-        (Err(error), _) => warn!(%error, "what the other engine published is no event"),
+        (Err(error), Some(hub)) => {
+            hub.log().log(|| warn!(%error, "what the other engine published is no event"));
+        }
+        (Ok(_) | Err(_), _) => {}
     }
 }

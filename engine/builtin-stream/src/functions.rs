@@ -217,7 +217,8 @@ impl Asked<'_> {
         let event = Event::new(&key.stream_name, &key.group_id, Some(&key.item_id), change);
         let emitted = Emitted { event, write: None, trace: self.trace() };
         if let Err(error) = self.place.adapter.emit(emitted).await {
-            tracing::warn!(%error, stream = key.stream_name, "an event is lost");
+            let stream = &key.stream_name;
+            self.place.hub.log().log(|| tracing::warn!(%error, stream, "an event is lost"));
         }
     }
 

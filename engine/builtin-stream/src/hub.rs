@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::extract::ws::Utf8Bytes;
+use engine_builtin::LogLimit;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::event::Emitted;
@@ -55,6 +56,11 @@ impl Hub {
             missed: watch::Sender::new(0),
             syncing: Arc::new(Semaphore::new(MAX_SYNCING_BYTES)),
         }
+    }
+
+    /// Of lines that callers and handlers cause.
+    pub(crate) fn log(&self) -> &LogLimit {
+        &self.triggers.log
     }
 
     /// Never waits. Called in the order in which events are to be seen.

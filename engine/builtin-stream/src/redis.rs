@@ -307,7 +307,7 @@ async fn connected(client: &Client, hub: &Weak<Hub>, told: &watch::Sender<bool>)
                 let Some(hub) = hub.upgrade() else { return Ok(()) };
                 match parse(message.get_payload_bytes()) {
                     Ok(emitted) => hub.emit(&emitted),
-                    Err(error) => warn!(%error, "what came over the channel of events is none"),
+                    Err(error) => hub.log().log(|| warn!(%error, "what came over the channel of events is none")),
                 }
             }
             _ = ping.tick() => patiently(sink.ping::<redis::Value>()).await.map(drop)?,

@@ -211,7 +211,8 @@ impl Visit {
                 Err(_) => ErrorBody::new("TIMEOUT", "no answer in time"),
             };
             if tries == MAX_TRIES {
-                warn!(stream = stream_name, %error, "a subscription goes on without what is there");
+                let line = || warn!(stream = stream_name, %error, "a subscription goes on without what is there");
+                place.hub.log().log(line);
                 subscription.unsynced();
                 return;
             }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use engine_builtin::{Binding, Deliveries, Engine, ErrorBody, Invocation, Raw, Trace, is_met};
+use engine_builtin::{Binding, Deliveries, Engine, ErrorBody, Invocation, LogLimit, Raw, Trace, is_met};
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -26,6 +26,8 @@ pub(crate) struct Triggers {
     engine: Engine,
     deliveries: Deliveries,
     bound: Mutex<Bound>,
+    /// Of lines that callers and handlers cause.
+    pub(crate) log: LogLimit,
 }
 
 #[derive(Default)]
@@ -80,7 +82,8 @@ struct Verdict {
 impl Triggers {
     /// Must be called inside a runtime.
     pub(crate) fn new(engine: Engine) -> Arc<Self> {
-        Arc::new(Self { engine, deliveries: Deliveries::new(), bound: Mutex::default() })
+        let (deliveries, bound, log) = (Deliveries::new(), Mutex::default(), LogLimit::new(crate::NAME));
+        Arc::new(Self { engine, deliveries, bound, log })
     }
 
     fn lock(&self) -> MutexGuard<'_, Bound> {
@@ -143,9 +146,10 @@ impl Triggers {
         let text = Arc::new(text);
         for watch in watching {
             let (engine, text, trace) = (Arc::clone(&self.engine), Arc::clone(&text), trace.clone());
+            let log = self.log.clone();
             let function_id = watch.function_id.clone();
             let work = async move {
-                let _ = timeout(HANDLING, handle(&engine, &watch, &text, &trace)).await;
+                let _ = timeout(HANDLING, handle(&engine, &log, &watch, &text, &trace)).await;
             };
             let _ = self.deliveries.begin(&function_id, room.clone(), work.boxed());
         }
@@ -178,16 +182,16 @@ impl Triggers {
 
     async fn visit(&self, handler: &Visit, visitor: &Visitor<'_>) -> Result<Option<Raw>, Unanswered> {
         let data = serde_json::value::to_raw_value(visitor).expect("strings and JSON");
-        let function_id = handler.function_id.clone();
-        let call = self.engine.call(Invocation { function_id, data, trace: Trace::default() });
+        let function = &handler.function_id;
+        let call = self.engine.call(Invocation { function_id: function.clone(), data, trace: Trace::default() });
         match timeout(ANSWERING, call).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
-                warn!(function = handler.function_id, %error, "a handler of a subscription failed");
+                self.log.log(|| warn!(function, %error, "a handler of a subscription failed"));
                 Ok(None)
             }
             Err(_) => {
-                warn!(function = handler.function_id, "a handler of a subscription did not answer in time");
+                self.log.log(|| warn!(function, "a handler of a subscription did not answer in time"));
                 Err(Unanswered)
             }
         }
@@ -210,12 +214,13 @@ fn replace(visits: &mut Vec<Visit>, visit: Visit) {
     visits.push(visit);
 }
 
-async fn handle(engine: &Engine, watch: &Watch, text: &Raw, trace: &Trace) {
+async fn handle(engine: &Engine, log: &LogLimit, watch: &Watch, text: &Raw, trace: &Trace) {
     match is_met(engine, watch.condition.as_deref(), text, trace).await {
         Ok(true) => {}
         Ok(false) => return,
         Err(error) => {
-            warn!(function = watch.function_id, %error, "a condition failed: its handler is skipped");
+            let function = &watch.function_id;
+            log.log(|| warn!(function, %error, "a condition failed: its handler is skipped"));
             return;
         }
     }

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::call::{Call, Reply};
+use crate::call::{Call, Reply, no_function};
 
 /// A worker's settings: its block of config.yaml, or what the `configuration` worker has stored since.
 pub type Settings = Value;
@@ -48,14 +48,18 @@ pub trait Builtin: Send + Sync + 'static {
     /// As in config.yaml.
     fn name(&self) -> &'static str;
 
-    fn functions(&self) -> Vec<RegisterFunction>;
+    fn functions(&self) -> Vec<RegisterFunction> {
+        Vec::new()
+    }
 
     fn trigger_types(&self) -> Vec<RegisterTriggerType> {
         Vec::new()
     }
 
     /// Answers a call of one of its functions. Runs where the call arrived: what waits is returned as [`Reply::Later`].
-    fn call(&self, call: Call) -> Reply;
+    fn call(&self, call: Call) -> Reply {
+        Reply::Now(Err(no_function(self.name(), &call.function_id)))
+    }
 
     /// A function was bound to one of its trigger types. Under the router's lock: see the crate's front page.
     ///
@@ -85,5 +89,30 @@ pub trait Builtin: Send + Sync + 'static {
     /// Ends everything [`start`](Self::start) began, and writes what is not yet written.
     fn stop(&self) -> BoxFuture<'_, ()> {
         async {}.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::Trace;
+
+    struct Idle;
+
+    impl Builtin for Idle {
+        fn name(&self) -> &'static str {
+            "iii-idle"
+        }
+    }
+
+    #[test]
+    fn a_worker_without_functions_says_so_when_it_is_called() {
+        assert!(Idle.functions().is_empty());
+        let call = Call { function_id: "x".into(), data: None, trace: Trace::default(), caller: None };
+        let Reply::Now(Err(error)) = Idle.call(call) else { panic!("an error, at once") };
+        assert_eq!(
+            (error.code.as_str(), error.message.as_str()),
+            ("function_not_found", "iii-idle has no function `x`")
+        );
     }
 }

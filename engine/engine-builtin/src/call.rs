@@ -43,6 +43,12 @@ impl Reply {
     }
 }
 
+/// `function_not_found`: a worker is called by the name of a function that it does not have.
+#[must_use]
+pub fn no_function(worker: &str, function_id: &str) -> ErrorBody {
+    ErrorBody::new("function_not_found", format!("{worker} has no function `{function_id}`"))
+}
+
 /// A call's payload as a type.
 ///
 /// # Errors

@@ -134,8 +134,8 @@ impl Access {
     pub(crate) async fn pass(&self, hub: &Arc<Hub>, conn: ConnId, message: Message) -> Option<Message> {
         match message {
             Message::RegisterFunction(function) => self.function(hub, conn, *function).await,
-            Message::RegisterTrigger(trigger) => self.trigger(hub, *trigger).await,
-            Message::RegisterTriggerType(kind) => self.trigger_type(hub, kind).await,
+            Message::RegisterTrigger(trigger) => self.trigger(hub, conn, *trigger).await,
+            Message::RegisterTriggerType(kind) => self.trigger_type(hub, conn, kind).await,
             Message::UnregisterFunction(function) => {
                 hub.set_request(conn, &function.id, None);
                 Some(Message::UnregisterFunction(function))
@@ -156,22 +156,24 @@ impl Access {
                 "function_id": function.id, "description": function.description, "metadata": function.metadata,
                 "context": self.context,
             });
-            let said: Hooked = ask(hub, hook, &asked).await?;
+            let said: Hooked = ask(hub, conn, hook, &asked).await?;
             function.id = said.function_id.unwrap_or(function.id);
             function.description = said.description.or(function.description);
             function.metadata = said.metadata.or(function.metadata);
         }
+        let refused = |code: Option<&str>, reason: &str| {
+            hub.log(conn, || warn!(conn = conn.0, function = function.id, code, reason, "not registered"));
+        };
         match &function.invocation {
             None => hub.set_request(conn, &function.id, None),
             // It would speak from the host's address, with secrets of the engine's environment.
             Some(_) if hub.is_guest(conn) => {
-                warn!(function = function.id, "not registered: workers inside VMs have no HTTP functions");
+                refused(None, "workers inside VMs have no HTTP functions");
                 return None;
             }
             Some(invocation) => {
                 let Some(check) = self.services.requests() else {
-                    let missing = "worker `iii-http-functions` is not in config.yaml";
-                    warn!(function = function.id, "{missing}: the function is not registered");
+                    refused(None, "worker `iii-http-functions` is not in config.yaml");
                     return None;
                 };
                 match check(function.id.clone(), invocation.clone()).await {
@@ -181,7 +183,7 @@ impl Access {
                         hub.set_request(conn, &function.id, Some(request));
                     }
                     Err(error) => {
-                        warn!(function = function.id, code = error.code, reason = error.message, "not registered");
+                        refused(Some(&error.code), &error.message);
                         return None;
                     }
                 }
@@ -190,7 +192,7 @@ impl Access {
         Some(Message::from(function))
     }
 
-    async fn trigger(&self, hub: &Arc<Hub>, mut trigger: RegisterTrigger) -> Option<Message> {
+    async fn trigger(&self, hub: &Arc<Hub>, conn: ConnId, mut trigger: RegisterTrigger) -> Option<Message> {
         #[derive(Deserialize)]
         struct Hooked {
             trigger_id: Option<String>,
@@ -203,7 +205,7 @@ impl Access {
                 "trigger_id": trigger.id, "trigger_type": trigger.trigger_type, "function_id": trigger.function_id,
                 "config": trigger.config, "metadata": trigger.metadata, "context": self.context,
             });
-            let said: Hooked = ask(hub, hook, &asked).await?;
+            let said: Hooked = ask(hub, conn, hook, &asked).await?;
             trigger.id = said.trigger_id.unwrap_or(trigger.id);
             trigger.trigger_type = said.trigger_type.unwrap_or(trigger.trigger_type);
             trigger.function_id = said.function_id.unwrap_or(trigger.function_id);
@@ -212,7 +214,7 @@ impl Access {
         Some(Message::from(trigger))
     }
 
-    async fn trigger_type(&self, hub: &Arc<Hub>, mut kind: RegisterTriggerType) -> Option<Message> {
+    async fn trigger_type(&self, hub: &Arc<Hub>, conn: ConnId, mut kind: RegisterTriggerType) -> Option<Message> {
         #[derive(Deserialize)]
         struct Hooked {
             trigger_type_id: Option<String>,
@@ -222,7 +224,7 @@ impl Access {
             let asked = json!({
                 "trigger_type_id": kind.id, "description": kind.description, "context": self.context,
             });
-            let said: Hooked = ask(hub, hook, &asked).await?;
+            let said: Hooked = ask(hub, conn, hook, &asked).await?;
             kind.id = said.trigger_type_id.unwrap_or(kind.id);
             kind.description = said.description.or(kind.description);
         }
@@ -239,8 +241,8 @@ async fn authenticate(hub: &Arc<Hub>, function_id: &str, request: &Value) -> Res
         .map_err(|error| refused(format!("the authentication function's answer is not understood: {error}")))
 }
 
-/// Asks a hook. Anything but an object refuses.
-async fn ask<T: for<'a> Deserialize<'a>>(hub: &Arc<Hub>, hook: &str, asked: &Value) -> Option<T> {
+/// Asks a hook about a registration of `conn`. Anything but an object refuses.
+async fn ask<T: for<'a> Deserialize<'a>>(hub: &Arc<Hub>, conn: ConnId, hook: &str, asked: &Value) -> Option<T> {
     let reason = match call(hub, hook, asked).await {
         Ok(Some(answer)) if answer.get().starts_with('{') => match serde_json::from_str(answer.get()) {
             Ok(said) => return Some(said),
@@ -249,7 +251,7 @@ async fn ask<T: for<'a> Deserialize<'a>>(hub: &Arc<Hub>, hook: &str, asked: &Val
         Ok(_) => "it returned no object".to_owned(),
         Err(error) => error.message,
     };
-    warn!(hook, reason, "registration refused by its hook");
+    hub.log(conn, || warn!(conn = conn.0, hook, reason, "registration refused by its hook"));
     None
 }
 

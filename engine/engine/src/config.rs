@@ -1,9 +1,11 @@
 //! `config.yaml`: environment variables expanded, parsed, checked.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
+use builtin_configuration::{Placeholder, replace_placeholders};
 use engine_protocol::is_builtin;
 use serde::Deserialize;
 use serde_json::Value;
@@ -217,32 +219,17 @@ fn worker_daemon_wanted() -> bool {
     env::var_os("IIIWORKER_DISABLE_BUILTIN_DAEMONS").is_none()
 }
 
-/// Replaces `${NAME}` and `${NAME:default}`; anything else stays, an unclosed `${` too.
+/// The text with its variables' values.
 fn expand(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, ConfigError> {
-    let mut expanded = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(start) = rest.find("${") {
-        let Some(end) = rest[start..].find('}') else { break };
-        expanded.push_str(&rest[..start]);
-        let inside = &rest[start + 2..start + end];
-        let (name, default) = match inside.split_once(':') {
-            Some((name, default)) => (name, Some(default)),
-            None => (inside, None),
-        };
-        match (variable(name), default) {
-            (Some(value), _) => expanded.push_str(&value),
-            (None, Some("__III_ENGINE_VERSION__")) => expanded.push_str(crate::VERSION),
-            (None, Some(default)) => expanded.push_str(default),
-            (None, None) => {
-                let before = text.len() - rest.len() + start;
-                let line = 1 + text[..before].matches('\n').count();
-                return Err(ConfigError::Variable { name: name.to_owned(), line });
-            }
+    replace_placeholders(text, |Placeholder { at, name, default, .. }| match (variable(name), default) {
+        (Some(value), _) => Ok(Cow::Owned(value)),
+        (None, Some("__III_ENGINE_VERSION__")) => Ok(Cow::Borrowed(crate::VERSION)),
+        (None, Some(default)) => Ok(Cow::Borrowed(default)),
+        (None, None) => {
+            let line = 1 + text[..at].matches('\n').count();
+            Err(ConfigError::Variable { name: name.to_owned(), line })
         }
-        rest = &rest[start + end + 1..];
-    }
-    expanded.push_str(rest);
-    Ok(expanded)
+    })
 }
 
 #[cfg(test)]

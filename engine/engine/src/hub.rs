@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engine_builtin::{Answer, Binding, Builtin, Call, Invocation, Raw, Reply, Stats, Trace};
+use engine_builtin::{Answer, Binding, Builtin, Call, Invocation, LogLimit, Raw, Reply, Stats, Trace};
 use engine_protocol::{ErrorBody, InvocationResult, InvokeFunction, Message, Payload, TriggerRegistrationResult, raw};
 use engine_router::{ConnId, Effect, Input, Installed, Opened, Router, Session};
 use futures_util::FutureExt;
@@ -57,6 +57,8 @@ struct Queue {
     stop: CancellationToken,
     /// Whose channels it makes.
     owner: Owner,
+    /// Of lines about it.
+    log: LogLimit,
 }
 
 /// A message that waits for its socket.
@@ -138,11 +140,25 @@ impl Hub {
             address: origin.address,
             session: origin.session,
         };
-        let queue =
-            Queue { sender, pressure: Arc::clone(&pressure), in_process: Arc::default(), stop: stop.clone(), owner };
+        let queue = Queue {
+            sender,
+            pressure: Arc::clone(&pressure),
+            in_process: Arc::default(),
+            stop: stop.clone(),
+            owner,
+            log: LogLimit::new(format!("connection {}", conn.0)),
+        };
         self.lock().queues.insert(conn, queue);
         self.process(Input::Opened(Box::new(opened)));
         Seat { conn, outbound, pressure, stop }
+    }
+
+    /// Has a log line written that a message of `conn` has caused, unless it has caused too many.
+    pub(crate) fn log(&self, conn: ConnId, line: impl FnOnce()) {
+        let limit = self.lock().queues.get(&conn).map(|queue| queue.log.clone());
+        if let Some(limit) = limit {
+            limit.log(line);
+        }
     }
 
     /// A message of `conn`. Returned is what its reader has to wait for before it reads on.
@@ -195,7 +211,13 @@ impl Hub {
         let held = state.requests.keys().filter(|(of, _)| *of == conn).count();
         match request {
             Some(_) if held >= MAX_REQUESTS && !state.requests.contains_key(&key) => {
-                warn!(conn = conn.0, function_id, "not carried out: a connection has {MAX_REQUESTS} HTTP functions");
+                drop(state);
+                self.log(conn, || {
+                    warn!(
+                        conn = conn.0,
+                        function_id, "not carried out: a connection has {MAX_REQUESTS} HTTP functions"
+                    );
+                });
             }
             Some(request) => drop(state.requests.insert(key, request)),
             None => drop(state.requests.remove(&key)),
@@ -429,7 +451,10 @@ impl Hub {
                         inputs.push(Input::ChannelCreated { conn, invocation, refs });
                     }
                     Effect::Refused { conn, error } => {
-                        warn!(conn = conn.0, code = error.code, reason = error.message, "registration refused");
+                        let Some(queue) = state.queues.get(&conn) else { continue };
+                        queue.log.log(|| {
+                            warn!(conn = conn.0, code = error.code, reason = error.message, "registration refused");
+                        });
                     }
                 }
             }
@@ -460,7 +485,10 @@ impl State {
         let bytes = weight(&message);
         let queued = queue.pressure.add(bytes);
         if queued > MAX_QUEUED_BYTES + bytes || queue.sender.send(Outgoing { message, caller, bytes }).is_err() {
-            warn!(conn = conn.0, queued, "worker does not read, connection closed");
+            // More may be sent to it before it is gone.
+            if !queue.stop.is_cancelled() {
+                warn!(conn = conn.0, queued, "worker does not read, connection closed");
+            }
             self.cut(conn);
         }
         Some(Arc::clone(&queue.pressure))

@@ -111,7 +111,7 @@ pub async fn serve(config: Config, logging: Logging, stop: CancellationToken) ->
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some(reload) = reload::next(&mut changes) => live.reload(reload).await,
+                reload = reload::next(&mut changes) => live.reload(reload).await,
             }
         }
         info!("stopping");
@@ -167,13 +167,18 @@ struct Listening {
 }
 
 impl Live {
-    /// Makes all, so that each finds the others' functions, then starts them in order.
+    /// Makes all, so that each finds the others' functions, then starts them in order. One that cannot be started (a
+    /// port in use, say) is left out, and the others run.
     async fn start_builtins(&mut self, entries: &[Entry]) -> Result<(), EngineError> {
         for entry in entries {
             self.make(entry.clone()).await?;
         }
         for running in std::mem::take(&mut self.builtins) {
-            self.begin(running).await;
+            let name = running.entry.name.clone();
+            if let Err(error) = self.begin(running).await {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                error!(worker = name, %error, cause, "a worker could not be started and is left out");
+            }
         }
         Ok(())
     }
@@ -230,16 +235,15 @@ impl Live {
         self.builtins.push(Running { entry, conn, builtin, following: self.stop.child_token() });
     }
 
-    /// Starts what was made. One that cannot be started (a port in use, say) is left out, and the others run.
-    async fn begin(&mut self, running: Running) {
+    /// Starts what was made, or ends it.
+    async fn begin(&mut self, running: Running) -> Result<(), BuiltinError> {
         if let Err(error) = running.builtin.start().await {
-            let cause = std::error::Error::source(&error).map(ToString::to_string);
-            error!(worker = running.entry.name, %error, cause, "a worker could not be started and is left out");
             self.end(running).await;
-            return;
+            return Err(error);
         }
         self.follow(&running);
         self.builtins.push(running);
+        Ok(())
     }
 
     async fn end(&mut self, running: Running) {
@@ -419,17 +423,7 @@ impl Live {
         let name = entry.name.clone();
         self.make(entry).await?;
         let Some(running) = self.take(&name) else { return Ok(()) };
-        match running.builtin.start().await {
-            Ok(()) => {
-                self.follow(&running);
-                self.builtins.push(running);
-                Ok(())
-            }
-            Err(source) => {
-                self.end(running).await;
-                Err(EngineError::Builtin { worker: name, source })
-            }
-        }
+        self.begin(running).await.map_err(|source| EngineError::Builtin { worker: name, source })
     }
 
     /// New addresses are bound before anything is closed: one that cannot be bound changes nothing.

@@ -21,7 +21,7 @@ struct Arguments {
     /// Print the version.
     #[arg(short, long)]
     version: bool,
-    /// Accepted; there is no background check in this version.
+    /// With it, `iii` does not look for new versions before it starts the engine, which itself never does.
     #[arg(long)]
     no_update_check: bool,
 }

@@ -253,7 +253,7 @@ async fn receive(hub: &Arc<Hub>, access: &Access, conn: engine_router::ConnId, t
         Ok(message) => message,
         Err(error) => {
             let source = std::error::Error::source(&error).map(ToString::to_string);
-            warn!(conn = conn.0, %error, source, "message dropped");
+            hub.log(conn, || warn!(conn = conn.0, %error, source, "message dropped"));
             return;
         }
     };

@@ -2,16 +2,11 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::mpsc;
+use builtin_configuration::FolderWatch;
 use tracing::warn;
 
 use crate::config::{Config, Entry};
-
-/// A file that was quiet for this long has been saved.
-const QUIET: Duration = Duration::from_millis(500);
 
 /// What became of the file.
 pub(crate) enum Reload {
@@ -23,48 +18,30 @@ pub(crate) enum Reload {
 /// A file that is watched.
 pub(crate) struct Changes {
     path: PathBuf,
-    settled: mpsc::Receiver<()>,
-    _watcher: RecommendedWatcher,
+    watch: FolderWatch,
 }
 
 /// Watches the folder of `path`: editors replace files.
 pub(crate) fn watch(path: &Path) -> Option<Changes> {
-    let complain = |error: notify::Error| warn!(file = %path.display(), %error, "the configuration is not watched");
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (touched, mut touches) = mpsc::channel(1);
     let name = path.file_name().map(OsStr::to_owned);
-    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        let ours = |event: &notify::Event| {
-            !event.kind.is_access() && event.paths.iter().any(|path| path.file_name() == name.as_deref())
-        };
-        if event.is_ok_and(|event| ours(&event)) {
-            let _ = touched.try_send(());
+    match FolderWatch::begin(folder, move |path| path.file_name() == name.as_deref()) {
+        Ok(watch) => Some(Changes { path: path.to_owned(), watch }),
+        Err(error) => {
+            warn!(file = %path.display(), %error, "the configuration is not watched");
+            None
         }
-    });
-    let mut watcher = watcher.map_err(complain).ok()?;
-    watcher.watch(folder, RecursiveMode::NonRecursive).map_err(complain).ok()?;
-    let (settle, settled) = mpsc::channel(1);
-    tokio::spawn(async move {
-        while touches.recv().await.is_some() {
-            while let Ok(Some(())) = tokio::time::timeout(QUIET, touches.recv()).await {}
-            if settle.send(()).await.is_err() {
-                return;
-            }
-        }
-    });
-    Some(Changes { path: path.to_owned(), settled, _watcher: watcher })
+    }
 }
 
 /// Waits for the next change; for ever when nothing is watched.
-pub(crate) async fn next(changes: &mut Option<Changes>) -> Option<Reload> {
+pub(crate) async fn next(changes: &mut Option<Changes>) -> Reload {
     let Some(changes) = changes else { return std::future::pending().await };
-    if changes.settled.recv().await.is_none() {
-        return std::future::pending().await;
-    }
-    Some(match Config::load(&changes.path) {
+    changes.watch.settled().await;
+    match Config::load(&changes.path) {
         Ok(config) => Reload::Config(Box::new(config)),
         Err(error) => Reload::Broken(error.in_one_line()),
-    })
+    }
 }
 
 /// What is to be done to built-in workers.

@@ -21,9 +21,10 @@ mod names;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use engine_builtin::{BoxFuture, Engine, Raw, Trace};
+use engine_builtin::{BoxFuture, Engine, LogLimit, Raw, Trace};
 use futures_util::FutureExt;
 
+use crate::NAME;
 use crate::broker::{Broker, DeadMessageRow, DeadTopicRow, Done, QueueError, Subscription, TopicRow, TopicStats};
 use crate::message::{Message, QueueId};
 use crate::rabbitmq::link::{Link, Target};
@@ -44,13 +45,16 @@ struct Shared {
     link: Link,
     /// Dead letters are looked at by one at a time: what one has in hand, another does not see.
     dead: tokio::sync::Mutex<()>,
+    /// Of deliveries that fail.
+    log: LogLimit,
 }
 
 impl RabbitMqBroker {
     /// # Errors
     /// The broker cannot be reached.
     pub(crate) async fn connect(engine: Engine, url: &str) -> Result<Self, QueueError> {
-        let shared = Shared { engine, link: Link::open(url).await?, dead: tokio::sync::Mutex::default() };
+        let (link, log) = (Link::open(url).await?, LogLimit::new(NAME));
+        let shared = Shared { engine, link, dead: tokio::sync::Mutex::default(), log };
         Ok(Self { shared: Arc::new(shared), subscribers: Subscribers::new(), queues: Mutex::default() })
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine_builtin::Engine;
+use engine_builtin::{Engine, LogLimit};
 use engine_store::{Store, StoreError};
 use futures_util::future::{BoxFuture, FutureExt, OptionFuture};
 use tokio::sync::{Notify, watch};
@@ -58,6 +58,7 @@ pub(crate) struct Consumer {
     pub(crate) control: Arc<Control>,
     pub(crate) subscription: Subscription,
     pub(crate) budget: Budget,
+    pub(crate) log: LogLimit,
 }
 
 impl Consumer {
@@ -187,7 +188,7 @@ impl Consumer {
 
     fn note(&self, result: &Result<(), String>) {
         if let Err(error) = result {
-            warn!(queue = self.queue.name(), error, "a delivery failed");
+            self.log.log(|| warn!(queue = self.queue.name(), error, "a delivery failed"));
         }
     }
 }

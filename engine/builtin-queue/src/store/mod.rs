@@ -21,13 +21,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use engine_builtin::{BoxFuture, Engine, Raw, Trace};
+use engine_builtin::{BoxFuture, Engine, LogLimit, Raw, Trace};
 use engine_store::{Store, StoreError};
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tracing::warn;
 
+use crate::NAME;
 use crate::broker::{Broker, DeadMessageRow, DeadTopicRow, Done, QueueError, Subscription, TopicRow, TopicStats};
 use crate::delivery::Order;
 use crate::message::{Message, QueueId, now_ms};
@@ -62,6 +63,8 @@ struct Shared {
     topics: Mutex<Topics>,
     consumers: Mutex<Consumers>,
     budget: Budget,
+    /// Of deliveries that fail.
+    log: LogLimit,
 }
 
 #[derive(Default)]
@@ -97,7 +100,8 @@ impl StoreBroker {
         let (remembered, old) = store.read(|reading| tables::subscribers(reading, oldest_ms))?;
         let topics = Mutex::new(Topics::new(remembered, std::time::Instant::now()));
         let (runtime, consumers, budget) = (Handle::current(), Mutex::default(), Budget::default());
-        let shared = Arc::new(Shared { engine, store, runtime, topics, consumers, budget });
+        let log = LogLimit::new(NAME);
+        let shared = Arc::new(Shared { engine, store, runtime, topics, consumers, budget, log });
         let old = old.into_iter().map(|(topic, receiver)| (topic, receiver.function_id)).collect();
         let remembering = shared.runtime.spawn(Shared::keep_remembering(Arc::downgrade(&shared), old));
         Ok(Self { shared, remembering })
@@ -158,6 +162,7 @@ impl Shared {
             control: Arc::clone(&control),
             subscription,
             budget: self.budget.clone(),
+            log: self.log.clone(),
         };
         let (shared, resting) = (Arc::clone(self), queue.clone());
         let task = self.runtime.spawn(async move { consumer.run(|| shared.leave(&resting)).await });
