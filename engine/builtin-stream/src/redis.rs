@@ -280,7 +280,11 @@ fn silent() -> RedisError {
 async fn listen(client: Client, hub: Weak<Hub>, told: watch::Sender<bool>) {
     let mut pause = FIRST_PAUSE;
     loop {
-        let Err(error) = connected(&client, &hub, &told).await else { return };
+        let mut is_connected = false;
+        let Err(error) = connected(&client, &hub, &told, &mut is_connected).await else { return };
+        if is_connected {
+            pause = FIRST_PAUSE;
+        }
         warn!(%error, "the Redis is away: events may be lost until it is back");
         sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
@@ -288,9 +292,15 @@ async fn listen(client: Client, hub: Weak<Hub>, told: watch::Sender<bool>) {
 }
 
 /// One connection's life. `Ok` when the adapter has gone.
-async fn connected(client: &Client, hub: &Weak<Hub>, told: &watch::Sender<bool>) -> RedisResult<()> {
+async fn connected(
+    client: &Client,
+    hub: &Weak<Hub>,
+    told: &watch::Sender<bool>,
+    is_connected: &mut bool,
+) -> RedisResult<()> {
     let (mut sink, mut messages) = patiently(client.get_async_pubsub()).await?.split();
     patiently(sink.subscribe(CHANNEL)).await?;
+    *is_connected = true;
     info!("listening to the events at the Redis");
     if told.send_replace(true)
         && let Some(hub) = hub.upgrade()

@@ -14,7 +14,9 @@ await there(iii, 'watcher::workers', 'watcher::functions')
 const guest = connect('guest')
 guest.registerFunction('guest::wave', async () => 'hello')
 await there(iii, 'guest::wave')
-const { id } = (await call(iii, 'engine::workers::info', { name: 'guest' })).worker
+// A worker says its name after its functions.
+const named = async () => (await call(iii, 'engine::workers::list')).workers.find(({ name }) => name === 'guest')
+const { id } = await until('the guest has said its name', named)
 const told = (event) => workers.items.some((item) => item.event === event && item.worker_id === id)
 const listed = () => functions.items.at(-1)?.functions.some(({ function_id }) => function_id === 'guest::wave')
 await until('the guest is announced', () => told('worker_connected'))

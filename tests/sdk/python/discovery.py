@@ -15,6 +15,11 @@ def told(event, worker_id):
     return [item for item in workers.items if item["event"] == event and item["worker_id"] == worker_id]
 
 
+def named(name):
+    workers = call(iii, "engine::workers::list")["workers"]
+    return next((worker["id"] for worker in workers if worker["name"] == name), None)
+
+
 def listed():
     return functions.items and {function["function_id"] for function in functions.items[-1]["functions"]}
 
@@ -22,7 +27,8 @@ def listed():
 guest = connect("guest")
 guest.register_function("guest::wave", lambda data: "hello")
 there(iii, "guest::wave")
-guest_id = call(iii, "engine::workers::info", {"name": "guest"})["worker"]["id"]
+# A worker says its name after its functions.
+guest_id = until("the guest has said its name", lambda: named("guest"))
 until("the guest is announced", lambda: told("worker_connected", guest_id))
 until("what it says of itself is announced", lambda: told("worker_metadata_updated", guest_id))
 until("its function is announced", lambda: "guest::wave" in (listed() or ()))
