@@ -5,7 +5,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::caller;
-use crate::json::{expect, skip_name, skip_space, skip_string, skip_value};
+use crate::json::{self, expect, skip_name, skip_space, skip_string, skip_value};
 use crate::known::known;
 use crate::message::{InvocationResult, InvokeFunction, Message, Raw};
 use crate::payload::Payload;
@@ -88,7 +88,7 @@ fn parts(text: &str) -> Option<Parts<'_>> {
         } else {
             skip_value(bytes, value)?
         };
-        if name_text.contains('\\') {
+        if has_escape(name_text) {
             return None;
         }
         if let Some(part) = parts.named(name_text)
@@ -114,9 +114,14 @@ fn optional<'a, T>(json: Option<&'a str>, read: impl Fn(&'a str) -> Option<T>) -
     }
 }
 
-/// A string without escapes.
+/// A string without escapes, from what is JSON.
 fn plain(json: &str) -> Option<&str> {
-    json.strip_prefix('"')?.strip_suffix('"').filter(|text| !text.contains('\\'))
+    json.strip_prefix('"')?.strip_suffix('"').filter(|text| !has_escape(text))
+}
+
+/// Of the inside of a JSON string: all that it cannot have as it is, it has as escapes.
+fn has_escape(text: &str) -> bool {
+    json::plain(text.as_bytes()).is_some()
 }
 
 fn owned(json: &str) -> Option<String> {

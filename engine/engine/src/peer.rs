@@ -135,8 +135,9 @@ impl Queue<'_> {
         }
     }
 
-    fn next_at_hand(&mut self) -> Option<Item> {
-        if let Ok(control) = self.pongs.try_recv() {
+    /// Pongs are looked for where a batch begins: no later than that a message could leave.
+    fn next_at_hand(&mut self, begins_batch: bool) -> Option<Item> {
+        if begins_batch && let Ok(control) = self.pongs.try_recv() {
             return Some(Item::Control(control));
         }
         self.outbound.try_recv().ok().map(|message| self.taken(message))
@@ -161,7 +162,7 @@ async fn write(mut sink: impl AsyncWrite + Unpin, mut queue: Queue<'_>, progress
                     write_all(&mut sink, &mut [IoSlice::new(&batch.bytes)]).await?;
                     batch.bytes.clear();
                 }
-                next = if last { None } else { queue.next_at_hand() };
+                next = if last { None } else { queue.next_at_hand(batch.bytes.is_empty()) };
             }
             write_all(&mut sink, &mut [IoSlice::new(&batch.bytes)]).await?;
             batch.bytes.clear();
