@@ -103,9 +103,23 @@ impl Router {
     pub(crate) fn forget(&mut self, answer: Uuid) {
         let is_it = |pending: &Pending| pending.caller == Some(Caller::Engine(answer));
         if self.pending.get(&answer).is_some_and(is_it) {
-            self.pending.remove(&answer);
+            self.forget_call(answer);
         } else {
-            self.pending.retain(|_, pending| !is_it(pending));
+            self.forget_calls(is_it);
+        }
+    }
+
+    /// Nobody waits any more for the answers to these.
+    pub(crate) fn forget_calls(&mut self, which: impl Fn(&Pending) -> bool) {
+        let ids: Vec<Uuid> = self.pending.iter().filter(|(_, pending)| which(pending)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.forget_call(id);
+        }
+    }
+
+    fn forget_call(&mut self, id: Uuid) {
+        if let Some(pending) = self.pending.remove(&id) {
+            self.forgotten.add(pending.executor, id);
         }
     }
 
@@ -140,10 +154,14 @@ impl Router {
         };
         let (executor, is_request) = (provider.conn, provider.function.invocation.is_some());
         self.counts.called(&call.function_id);
-        // The caller's id names the call all the way, unless another caller uses the same one at the moment.
+        // The caller's id names the call all the way, unless another call that may still be answered has the same one.
         let id = match caller {
-            Some(Caller::Worker(_, id) | Caller::Engine(id)) if !self.pending.contains_key(&id) => id,
-            _ => self.fresh_id(),
+            Some(Caller::Worker(_, id) | Caller::Engine(id))
+                if !self.is_in_use(executor, id) && self.forgotten.has_room(executor) =>
+            {
+                id
+            }
+            _ => self.unused_id(executor),
         };
         call.invocation_id = Some(id);
         call.action = None;
@@ -165,6 +183,20 @@ impl Router {
         }
     }
 
+    /// Whether a call that may still be answered has this id.
+    fn is_in_use(&self, executor: ConnId, id: Uuid) -> bool {
+        self.pending.contains_key(&id) || self.forgotten.contains(executor, id)
+    }
+
+    fn unused_id(&mut self, executor: ConnId) -> Uuid {
+        loop {
+            let id = self.fresh_id();
+            if !self.is_in_use(executor, id) {
+                return id;
+            }
+        }
+    }
+
     pub(crate) fn is_builtin(&self, conn: ConnId) -> bool {
         self.connections.get(&conn).is_some_and(|connection| connection.builtin.is_some())
     }
@@ -172,7 +204,7 @@ impl Router {
     pub(crate) fn result(&mut self, conn: ConnId, mut result: InvocationResult) {
         // Unknown: answered, stopped, or its caller has left. From another than the executor: not its to answer.
         if self.pending.get(&result.invocation_id).is_none_or(|pending| pending.executor != conn) {
-            return;
+            return self.forgotten.answered(conn, result.invocation_id);
         }
         let Some(pending) = self.pending.remove(&result.invocation_id) else { return };
         self.landed(pending.from);

@@ -22,7 +22,8 @@ impl Router {
             let error = ErrorBody::new("invocation_stopped", "Invocation stopped");
             self.answer_caller(pending.caller, &pending.function_id, Err(error));
         }
-        self.pending.retain(|_, pending| !matches!(pending.caller, Some(Caller::Worker(caller, _)) if caller == conn));
+        self.forgotten.left(conn);
+        self.forget_calls(|pending| matches!(pending.caller, Some(Caller::Worker(caller, _)) if caller == conn));
         let bound: Vec<String> =
             self.triggers.iter().filter(|(_, trigger)| trigger.owner == conn).map(|(id, _)| id.clone()).collect();
         for id in bound {

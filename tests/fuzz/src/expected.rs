@@ -47,6 +47,8 @@ pub(crate) struct Expected {
     workers: BTreeSet<ConnId>,
     builtins: BTreeSet<ConnId>,
     handed: HashMap<Uuid, Handed>,
+    /// What executors have not answered, whether or not anybody waits for it: under its id there is no other.
+    open: BTreeSet<(Uuid, ConnId)>,
     channels: Vec<Channel>,
     /// Answers that this step has to bring.
     due: Vec<Caller>,
@@ -61,6 +63,7 @@ impl Expected {
             workers: BTreeSet::new(),
             builtins: BTreeSet::new(),
             handed: HashMap::new(),
+            open: BTreeSet::new(),
             channels: Vec::new(),
             due: Vec::new(),
             asked: None,
@@ -69,9 +72,7 @@ impl Expected {
 
     /// Calls that can be answered, and by whom; always in the same order.
     pub(crate) fn under_way(&self) -> Vec<(Uuid, ConnId)> {
-        let mut calls: Vec<(Uuid, ConnId)> = self.handed.iter().map(|(id, handed)| (*id, handed.executor)).collect();
-        calls.sort_unstable();
-        calls
+        self.open.iter().copied().collect()
     }
 
     pub(crate) fn next_channel(&mut self) -> Option<Channel> {
@@ -133,6 +134,7 @@ impl Expected {
                 self.asked = Some(Asked { caller, refusable: Some(conn), is_own });
             }
             Message::InvocationResult(result) => {
+                self.open.remove(&(result.invocation_id, conn));
                 let is_its_own = self.handed.get(&result.invocation_id).is_some_and(|handed| handed.executor == conn);
                 if is_its_own {
                     let handed = self.handed.remove(&result.invocation_id);
@@ -158,6 +160,7 @@ impl Expected {
     fn leaves(&mut self, conn: ConnId) {
         self.workers.remove(&conn);
         self.builtins.remove(&conn);
+        self.open.retain(|(_, executor)| *executor != conn);
         let (left, stays): (HashMap<_, _>, _) =
             std::mem::take(&mut self.handed).into_iter().partition(|(_, handed)| handed.executor == conn);
         let callers = left.into_values().filter_map(|handed| handed.caller);
@@ -217,6 +220,8 @@ impl Expected {
         let id = id.expect("a call that is handed on has an id");
         let before = self.handed.insert(id, Handed { executor, caller });
         assert!(before.is_none(), "two calls under way have the id {id}");
+        let is_new = self.open.insert((id, executor));
+        assert!(is_new, "{executor:?} has another call with the id {id}, which may get the answer to this one");
     }
 
     fn is_answered(&mut self, caller: Caller, code: Option<&str>) -> &'static str {
