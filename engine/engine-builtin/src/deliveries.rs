@@ -1,11 +1,12 @@
 //! Calls that events cause and nobody waits for, bounded.
 //!
 //! ```text
-//! begin ─► lane ─► binding ─► function ─► all ─► under way
-//!          (1)     (64)       (128)       (1024)
+//! begin ─► lane ─► binding ─► function ─► vm ──► all ─► under way
+//!          (1)     (64)       (128)       (256)  (1024)
 //! ```
 //! At each gate a delivery waits, in order, for one that has passed it to end. A lane is what of one binding has to come
-//! one after another; not every delivery is of one. Beyond what may wait at a gate, a delivery is dropped.
+//! one after another; not every delivery is of one. What a VM's worker has bound has a gate for all of it, and is not
+//! counted with what others have bound to the same functions. Beyond what may wait at a gate, a delivery is dropped.
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -40,6 +41,9 @@ const PER_FUNCTION: Limits = Limits { in_flight: 128, waiting: 4096, bytes: MAX_
 /// Half of a function's: one binding leaves room for the others.
 pub const PER_BINDING: Limits = Limits { in_flight: 64, waiting: 2048, bytes: MAX_BYTES / 8 };
 
+/// Of all that a VM's worker has bound.
+pub const PER_VM: Limits = Limits { in_flight: 256, waiting: 8192, bytes: MAX_BYTES / 4 };
+
 pub const PER_LANE: Limits = Limits { in_flight: 1, waiting: 1024, bytes: PER_BINDING.bytes };
 
 /// There are too many deliveries: this one was dropped, and the log says so.
@@ -59,6 +63,7 @@ pub struct Room {
 pub struct Recipient {
     binding: Arc<str>,
     function: Arc<str>,
+    vm: Option<Arc<str>>,
 }
 
 impl Recipient {
@@ -70,7 +75,11 @@ impl Recipient {
 
 impl From<&Binding> for Recipient {
     fn from(binding: &Binding) -> Self {
-        Self { binding: binding.id.as_str().into(), function: binding.function_id.as_str().into() }
+        Self {
+            binding: binding.id.as_str().into(),
+            function: binding.function_id.as_str().into(),
+            vm: binding.vm.as_deref().map(Into::into),
+        }
     }
 }
 
@@ -80,7 +89,9 @@ enum Gate {
     /// Of a binding.
     Lane(Arc<str>, Arc<str>),
     Binding(Arc<str>),
-    Function(Arc<str>),
+    /// And the VM whose worker has bound it, if one has.
+    Function(Arc<str>, Option<Arc<str>>),
+    Vm(Arc<str>),
     All,
 }
 
@@ -89,7 +100,8 @@ impl Gate {
         match self {
             Self::Lane(..) => PER_LANE,
             Self::Binding(_) => PER_BINDING,
-            Self::Function(_) => PER_FUNCTION,
+            Self::Function(..) => PER_FUNCTION,
+            Self::Vm(_) => PER_VM,
             Self::All => ALL,
         }
     }
@@ -97,9 +109,10 @@ impl Gate {
 
 /// In the order in which a delivery passes them.
 fn gates(to: &Recipient, lane: Option<&str>) -> Arc<[Gate]> {
-    let lane = lane.map(|lane| Gate::Lane(Arc::clone(&to.binding), lane.into()));
-    let rest = [Gate::Binding(Arc::clone(&to.binding)), Gate::Function(Arc::clone(&to.function)), Gate::All];
-    lane.into_iter().chain(rest).collect()
+    let Recipient { binding, function, vm } = to;
+    let lane = lane.map(|lane| Gate::Lane(Arc::clone(binding), lane.into()));
+    let rest = [Gate::Binding(Arc::clone(binding)), Gate::Function(Arc::clone(function), vm.clone())];
+    lane.into_iter().chain(rest).chain(vm.clone().map(Gate::Vm)).chain([Gate::All]).collect()
 }
 
 struct Delivery {
@@ -342,9 +355,14 @@ async fn run(mut waiting: mpsc::UnboundedReceiver<Delivery>) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::sync::{Notify, mpsc::UnboundedReceiver};
+    use tokio::time::timeout;
 
     use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(60);
 
     /// The only binding of a function.
     fn only(function: &str) -> Recipient {
@@ -352,7 +370,12 @@ mod tests {
     }
 
     fn bound(binding: &str, function: &str) -> Recipient {
-        Recipient { binding: binding.into(), function: function.into() }
+        Recipient { binding: binding.into(), function: function.into(), vm: None }
+    }
+
+    fn bound_in_a_vm(number: usize) -> Recipient {
+        let number = number % 100;
+        Recipient { vm: Some("vm".into()), ..bound(&format!("b{number}"), &format!("f{number}")) }
     }
 
     #[tokio::test]
@@ -406,7 +429,7 @@ mod tests {
                 let _ = done.send(());
             };
             deliveries.begin(to, None, deliveries.room(1).expect("room"), work.boxed()).expect("room");
-            wait.await.expect("delivered");
+            timeout(DEADLINE, wait).await.expect("in time").expect("delivered");
         }
     }
 
@@ -432,6 +455,17 @@ mod tests {
         let deliveries = Deliveries::new();
         assert_eq!(fill(&deliveries, 1, |_| bound("hangs", "f")).await, whole(PER_BINDING));
         answers(&deliveries, &bound("answers", "f")).await;
+    }
+
+    #[tokio::test]
+    async fn a_vms_worker_with_many_functions_that_hang_leaves_the_others_their_deliveries() {
+        let deliveries = Deliveries::new();
+        assert_eq!(fill(&deliveries, 1, bound_in_a_vm).await, whole(PER_VM));
+        answers(&deliveries, &only("f1")).await;
+        let deliveries = Deliveries::new();
+        let (_, large) = fill(&deliveries, PER_VM.bytes / 4, bound_in_a_vm).await;
+        assert_eq!(large, 4);
+        answers(&deliveries, &only("f1")).await;
     }
 
     #[tokio::test]
@@ -482,7 +516,7 @@ mod tests {
         }
 
         async fn next(&mut self) -> &'static str {
-            self.begun.recv().await.expect("a delivery")
+            timeout(DEADLINE, self.begun.recv()).await.expect("in time").expect("a delivery")
         }
     }
 

@@ -24,7 +24,7 @@ mod pipe;
 pub use builtin::{Binding, Builtin, BuiltinError, Settings};
 pub use call::{Answer, Call, Reply, Trace, decode, encode};
 pub use condition::is_met;
-pub use deliveries::{Deliveries, Limits, Overloaded, PER_BINDING, PER_LANE, Recipient, Room};
+pub use deliveries::{Deliveries, Limits, Overloaded, PER_BINDING, PER_LANE, PER_VM, Recipient, Room};
 pub use engine::{Engine, EngineApi, Invocation, Stats};
 pub use name::{MAX_NAME_BYTES, name, optional_name};
 pub use pipe::{Item, PipeReader, PipeWriter, ReaderGone, pipe};

@@ -102,6 +102,8 @@ pub enum Effect {
         conn: ConnId,
         trigger: RegisterTrigger,
         owner: Option<Uuid>,
+        /// Of a worker in one of our VMs: its name.
+        vm: Option<String>,
     },
     Unbind {
         conn: ConnId,

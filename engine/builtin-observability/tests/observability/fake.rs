@@ -146,6 +146,7 @@ pub(crate) fn bind(worker: &Observability, trigger_type: &str, function_id: &str
         function_id: function_id.to_owned(),
         config,
         owner: None,
+        vm: None,
     };
     worker.bind(binding).map_err(|error| error.code)
 }

@@ -183,6 +183,7 @@ async fn a_binding_without_a_stream_is_refused() {
             function_id: "f".into(),
             config,
             owner: None,
+            vm: None,
         };
         assert_eq!(worker.stream.bind(binding).expect_err("refused").code, "trigger_registration_failed");
     }
