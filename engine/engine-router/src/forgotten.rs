@@ -49,6 +49,13 @@ impl Forgotten {
         }
     }
 
+    /// An executor goes on with another connection, and may answer there.
+    pub(crate) fn moved(&mut self, from: ConnId, to: ConnId) {
+        if let Some(ids) = self.0.remove(&from) {
+            self.0.insert(to, ids);
+        }
+    }
+
     pub(crate) fn left(&mut self, executor: ConnId) {
         self.0.remove(&executor);
     }

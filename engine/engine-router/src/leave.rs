@@ -48,7 +48,12 @@ impl Router {
         });
         if let Some((previous, _)) = previous {
             let previous = *previous;
+            // What it was asked on the old connection it may answer on the new one.
+            let begun = self.pending.iter().filter(|(_, pending)| pending.executor == previous);
+            let begun: Vec<_> = begun.map(|(id, _)| *id).collect();
+            self.forgotten.moved(previous, conn);
             self.leave(previous);
+            begun.into_iter().for_each(|id| self.forgotten.add(conn, id));
             self.effects.push(Effect::Close { conn: previous });
         }
     }

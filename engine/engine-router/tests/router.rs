@@ -204,6 +204,35 @@ fn an_id_that_is_used_again_does_not_get_the_answer_to_the_call_before() {
     }
 }
 
+#[test]
+fn an_executor_that_comes_back_does_not_answer_another_call_than_it_was_asked() {
+    let [first, left] = [1, 2].map(Uuid::from_u128);
+    let mut world = World::new();
+    for conn in 1..=4 {
+        world.open(conn);
+    }
+    world.register(3, "a::b");
+    world.say(1, invoke(Some(first), "a::b", &json!(1), None));
+    world.say(4, invoke(Some(left), "a::b", &json!(2), None));
+    world.step(Input::Closed { conn: ConnId(4) });
+    world.open(5);
+    let token = Some("token-3".to_owned());
+    world.say(5, Message::Reattach(Reattach { previous_worker_id: Uuid::from_u128(3), reattach_token: token }));
+    assert_eq!(world.answers(1, first), [Err("invocation_stopped".into())]);
+    world.register(5, "a::b");
+    for id in [first, left] {
+        world.say(2, invoke(Some(id), "a::b", &json!(3), None));
+        // What it had begun before, said on its new connection.
+        world.answer(5, id);
+        assert_eq!(world.answers(2, id), []);
+    }
+    let asked: Vec<Uuid> = world.asked(5).iter().filter_map(|call| call.invocation_id).collect();
+    for id in asked {
+        world.answer(5, id);
+    }
+    assert_eq!([first, left].map(|id| world.answers(2, id).len()), [1, 1]);
+}
+
 /// A caller that knows what the engine will call the next call, and calls its own so.
 #[test]
 fn an_id_of_the_engines_own_is_none_that_is_in_use() {

@@ -86,12 +86,16 @@ impl Expected {
     pub(crate) fn step(&mut self, input: Input) -> Vec<&'static str> {
         self.now_us += 1;
         self.foresee(&input);
+        let from = if let Input::Received { conn, .. } = &input { Some(*conn) } else { None };
         let effects = self.router.step(self.now_us, input);
         for effect in &effects {
             // Somebody has reattached: what it has left behind is gone by then.
             if let Effect::Close { conn } = effect {
                 assert!(self.workers.contains(conn), "{conn:?} is closed and not there");
+                // It may answer on its new connection what it was asked on the old one.
+                let asked: Vec<Uuid> = self.open.iter().filter(|(_, of)| of == conn).map(|(id, _)| *id).collect();
                 self.leaves(*conn);
+                self.open.extend(asked.into_iter().zip(from.into_iter().cycle()));
             }
         }
         let words = effects.into_iter().map(|effect| self.check(effect)).collect();
