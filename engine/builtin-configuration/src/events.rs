@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use engine_builtin::{Binding, Engine, ErrorBody, Invocation, LogLimit, Trace, is_met};
+use engine_builtin::{Binding, Deliveries, Engine, ErrorBody, Invocation, LogLimit, Raw, Recipient, Trace, is_met};
+use futures_util::FutureExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tracing::warn;
 
 use crate::entry::{Entry, expand};
@@ -33,7 +34,7 @@ impl Change {
     }
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Filter {
     configuration_id: Option<String>,
@@ -41,50 +42,47 @@ struct Filter {
     condition_function_id: Option<String>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Bound {
-    function_id: String,
+    to: Recipient,
     filter: Filter,
 }
 
-/// How long a function may take before the next one is told.
+/// For a function and its condition. One that takes longer is not waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Events that are being told at once.
-const MAX_EVENTS: usize = 256;
 
 /// Bindings by their id.
 pub(crate) struct Bindings {
-    bound: Mutex<BTreeMap<String, Bound>>,
-    turns: Arc<Semaphore>,
+    bound: Mutex<BTreeMap<String, Arc<Bound>>>,
+    deliveries: Deliveries,
     log: LogLimit,
 }
 
 impl Bindings {
     /// Must be called inside a runtime.
     pub(crate) fn new() -> Self {
-        let turns = Arc::new(Semaphore::new(MAX_EVENTS));
-        Self { bound: Mutex::default(), turns, log: LogLimit::new(crate::NAME) }
+        Self { bound: Mutex::default(), deliveries: Deliveries::new(), log: LogLimit::new(crate::NAME) }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Bound>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Bound>>> {
         self.bound.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// # Errors
     /// `trigger_registration_failed`: the configuration does not fit.
     pub(crate) fn bind(&self, binding: Binding) -> Result<(), ErrorBody> {
+        let to = Recipient::from(&binding);
         let filter: Option<Filter> = serde_json::from_value(binding.config)
             .map_err(|error| ErrorBody::new("trigger_registration_failed", format!("configuration: {error}")))?;
-        let bound = Bound { function_id: binding.function_id, filter: filter.unwrap_or_default() };
-        self.lock().insert(binding.id, bound);
+        let bound = Bound { to, filter: filter.unwrap_or_default() };
+        self.lock().insert(binding.id, Arc::new(bound));
         Ok(())
     }
 
     /// Returns the entry whose last own binding this was.
     pub(crate) fn unbind(&self, id: &str) -> Option<String> {
         let mut bindings = self.lock();
-        let entry = bindings.remove(id)?.filter.configuration_id?;
+        let entry = bindings.remove(id)?.filter.configuration_id.clone()?;
         let still = bindings.values().any(|bound| bound.filter.configuration_id.as_ref() == Some(&entry));
         (!still).then_some(entry)
     }
@@ -93,8 +91,8 @@ impl Bindings {
         self.lock().values().any(|bound| bound.filter.configuration_id.as_deref() == Some(entry))
     }
 
-    fn of(&self, change: Change, entry: &str) -> Vec<Bound> {
-        let fits = |bound: &&Bound| {
+    fn of(&self, change: Change, entry: &str) -> Vec<Arc<Bound>> {
+        let fits = |bound: &&Arc<Bound>| {
             let Filter { configuration_id, event_types, .. } = &bound.filter;
             configuration_id.as_deref().is_none_or(|id| id.is_empty() || id == entry)
                 && event_types.as_ref().is_none_or(|types| types.is_empty() || types.contains(&change))
@@ -102,45 +100,48 @@ impl Bindings {
         self.lock().values().filter(fits).cloned().collect()
     }
 
-    /// Calls whoever is bound, one after another, in a task of its own.
-    pub(crate) fn fire(&self, engine: &Engine, change: Change, entry: &Entry, old: &Value, new: &Value, trace: Trace) {
+    /// Hands a change to whoever is bound, behind those of the same entry: in the order of the changes. Never waits; what
+    /// is too much for all or for one of them is dropped, and the log says so. A binding that has gone by its turn is not
+    /// called any more.
+    pub(crate) fn fire(&self, engine: &Engine, change: Change, entry: &Entry, old: &Value, new: &Value, trace: &Trace) {
         let bound = self.of(change, &entry.id);
-        let Ok(Some(data)) = engine_builtin::encode(&payload(change, entry, old, new)) else { return };
         if bound.is_empty() {
             return;
         }
-        let Ok(turn) = Arc::clone(&self.turns).try_acquire_owned() else {
-            let id = &entry.id;
-            self.log.log(|| warn!(id, "too many functions are being told of changes, these are not"));
-            return;
-        };
-        let (engine, log) = (engine.clone(), self.log.clone());
-        tokio::spawn(async move {
-            let _turn = turn;
-            for Bound { function_id, filter } in bound {
-                let condition = filter.condition_function_id.as_deref();
-                let asking = is_met(&engine, condition, &data, &trace);
-                let slow = |_| Err(ErrorBody::new("TIMEOUT", "it does not answer"));
-                match tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(slow) {
-                    Ok(true) => {}
-                    Ok(false) => continue,
-                    Err(error) => {
-                        log.log(|| warn!(condition, %error, "a condition failed, its function is not called"));
-                        continue;
-                    }
+        let Ok(Some(data)) = engine_builtin::encode(&payload(change, entry, old, new)) else { return };
+        let Ok(room) = self.deliveries.room(data.get().len()) else { return };
+        let data = Arc::new(data);
+        for bound in bound {
+            let (engine, data, trace) = (Arc::clone(engine), Arc::clone(&data), trace.clone());
+            let log = self.log.clone();
+            let current = Arc::downgrade(&bound);
+            let work = async move {
+                let Some(bound) = current.upgrade() else { return };
+                if timeout(PATIENCE, bound.tell(&engine, &log, &data, &trace)).await.is_err() {
+                    let function = bound.to.function_id();
+                    log.log(|| warn!(function, "a function bound to `configuration` does not answer"));
                 }
-                let invocation =
-                    Invocation { function_id: function_id.clone(), data: data.clone(), trace: trace.clone() };
-                let function = function_id;
-                match tokio::time::timeout(PATIENCE, engine.call(invocation)).await {
-                    Ok(Ok(_)) => {}
-                    Ok(Err(error)) => {
-                        log.log(|| warn!(function, %error, "a function bound to `configuration` failed"));
-                    }
-                    Err(_) => log.log(|| warn!(function, "a function bound to `configuration` does not answer")),
-                }
+            };
+            let _ = self.deliveries.begin(&bound.to, Some(&entry.id), room.clone(), work.boxed());
+        }
+    }
+}
+
+impl Bound {
+    async fn tell(&self, engine: &Engine, log: &LogLimit, data: &Raw, trace: &Trace) {
+        let (function, condition) = (self.to.function_id(), self.filter.condition_function_id.as_deref());
+        match is_met(engine, condition, data, trace).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                log.log(|| warn!(condition, %error, "a condition failed, its function is not called"));
+                return;
             }
-        });
+        }
+        let call = Invocation { function_id: function.to_owned(), data: data.clone(), trace: trace.clone() };
+        if let Err(error) = engine.call(call).await {
+            log.log(|| warn!(function, %error, "a function bound to `configuration` failed"));
+        }
     }
 }
 

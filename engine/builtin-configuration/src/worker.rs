@@ -272,8 +272,7 @@ impl Configuration {
         if !unchanged {
             here.store(&mut entries, entry.clone())?;
         }
-        drop(entries);
-        self.tell(change, &entry, &old, &entry.value, trace);
+        self.tell(change, &entry, &old, &entry.value, &trace);
         encode(&entry)
     }
 
@@ -287,12 +286,12 @@ impl Configuration {
         let old = entry.value.clone();
         let entry = Entry { value: asked.value, ..entry.clone() };
         here.store(&mut entries, entry.clone())?;
-        drop(entries);
-        self.tell(Change::Updated, &entry, &old, &entry.value, trace);
+        self.tell(Change::Updated, &entry, &old, &entry.value, &trace);
         encode(&Changed { old_value: old, new_value: entry.value })
     }
 
-    fn tell(&self, change: Change, entry: &Entry, old: &Value, new: &Value, trace: Trace) {
+    /// Called with the entries locked, so that changes are told in the order they were made in.
+    fn tell(&self, change: Change, entry: &Entry, old: &Value, new: &Value, trace: &Trace) {
         if change == Change::Updated {
             let _ = self.changed.send(entry.id.clone());
         }
@@ -347,10 +346,9 @@ impl Configuration {
                 Change::Registered | Change::Updated => drop(entries.insert(entry.id.clone(), entry.clone())),
             }
         }
-        drop(entries);
         for (change, entry, old, new) in told {
             info!(id = entry.id, change = change.name(), "configuration edited by hand");
-            self.tell(change, &entry, &old, &new, Trace::default());
+            self.tell(change, &entry, &old, &new, &Trace::default());
         }
     }
 
@@ -367,8 +365,7 @@ impl Configuration {
             entries.insert(id.to_owned(), entry);
             return;
         }
-        drop(entries);
-        self.tell(Change::Deleted, &entry, &entry.value, &Value::Null, Trace::default());
+        self.tell(Change::Deleted, &entry, &entry.value, &Value::Null, &Trace::default());
     }
 }
 
@@ -501,7 +498,7 @@ impl Builtin for Configuration {
                     let (Ok(change), Ok(entry)) = (kind, serde_json::from_value::<Entry>(event.clone())) else {
                         return;
                     };
-                    me.tell(change, &entry, &event["old_value"], &event["new_value"], Trace::default());
+                    me.tell(change, &entry, &event["old_value"], &event["new_value"], &Trace::default());
                 }),
             }
             Ok(())

@@ -120,7 +120,14 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn binding(id: &str, config: Value) -> Binding {
-        Binding { id: id.into(), trigger_type: "http".into(), function_id: format!("{id}::run"), config, owner: None }
+        Binding {
+            id: id.into(),
+            trigger_type: "http".into(),
+            function_id: format!("{id}::run"),
+            config,
+            owner: None,
+            vm: None,
+        }
     }
 
     #[track_caller]

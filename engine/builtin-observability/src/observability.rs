@@ -365,7 +365,7 @@ impl Builtin for Observability {
             self.stop.cancel();
             self.tasks.close();
             self.tasks.wait().await;
-            self.state.triggers.stop().await;
+            self.state.triggers.stop();
             if let Some(server) = self.prometheus.lock().await.take() {
                 server.stop().await;
             }
@@ -433,16 +433,20 @@ async fn tell(state: Arc<State>, stop: CancellationToken) {
     }
 }
 
-fn fire(state: &State, new: &[Arc<Span>]) {
+fn fire(state: &Arc<State>, new: &[Arc<Span>]) {
     let bindings = state.triggers.traces();
     let handlers = handlers(&bindings);
     for binding in bindings {
         let traces = fired(new, &binding.filter, &handlers);
         if !traces.is_empty() {
-            let trace = TraceId::random();
-            state.activity().own.add(trace);
             let ids: Vec<String> = traces.iter().map(ToString::to_string).collect();
-            state.triggers.call(&state.engine, binding.function_id, &json!({"trace_ids": ids}), trace);
+            let activity = Arc::downgrade(state);
+            let own = move |trace| {
+                if let Some(state) = activity.upgrade() {
+                    state.activity().own.add(trace);
+                }
+            };
+            state.triggers.call(&state.engine, &binding.to, &json!({"trace_ids": ids}), own);
         }
     }
 }

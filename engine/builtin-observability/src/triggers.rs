@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use engine_builtin::{Binding, Engine, ErrorBody, Invocation, Trace};
+use engine_builtin::{Binding, Deliveries, Engine, ErrorBody, Invocation, Recipient, Trace};
+use futures_util::FutureExt;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::activity::{OwnTraces, TraceFilter};
 use crate::id::{SpanId, TraceId, traceparent};
@@ -19,20 +18,17 @@ use crate::span::Status;
 pub(crate) const LOG: &str = "log";
 pub(crate) const TRACE: &str = "trace";
 
-/// Handlers that run at a time; events beyond are dropped.
-const MAX_RUNNING: usize = 256;
-
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One function, and the logs it wants; `None` is all.
 struct LogBinding {
-    function_id: String,
+    to: Recipient,
     level: Option<Level>,
 }
 
 #[derive(Clone)]
 pub(crate) struct TraceBinding {
-    pub(crate) function_id: String,
+    pub(crate) to: Recipient,
     pub(crate) filter: TraceFilter,
 }
 
@@ -46,10 +42,9 @@ struct Bindings {
 pub(crate) struct Triggers {
     bindings: Mutex<Bindings>,
     /// Traces that handlers of logs run in: what they log tells nobody.
-    own: Mutex<OwnTraces>,
-    room: Arc<Semaphore>,
+    own: Arc<Mutex<OwnTraces>>,
+    deliveries: Deliveries,
     stop: CancellationToken,
-    running: TaskTracker,
 }
 
 #[derive(Deserialize)]
@@ -64,13 +59,13 @@ struct TraceConfig {
 }
 
 impl Triggers {
+    /// Must be called inside a runtime.
     pub(crate) fn new() -> Self {
         Self {
             bindings: Mutex::default(),
-            own: Mutex::default(),
-            room: Arc::new(Semaphore::new(MAX_RUNNING)),
+            own: Arc::default(),
+            deliveries: Deliveries::new(),
             stop: CancellationToken::new(),
-            running: TaskTracker::new(),
         }
     }
 
@@ -80,8 +75,8 @@ impl Triggers {
 
     pub(crate) fn bind(&self, binding: Binding) -> Result<(), ErrorBody> {
         let refused = |message: String| ErrorBody::new("trigger_registration_failed", message);
+        let to = Recipient::from(&binding);
         let config = if binding.config.is_null() { Value::Object(serde_json::Map::new()) } else { binding.config };
-        let function_id = binding.function_id;
         match binding.trigger_type.as_str() {
             LOG => {
                 let config: LogConfig = serde_json::from_value(config).map_err(|error| refused(error.to_string()))?;
@@ -89,7 +84,7 @@ impl Triggers {
                     None | Some("" | "all") => None,
                     Some(name) => Some(Level::parse(name).ok_or_else(|| refused(format!("`level` is {name}")))?),
                 };
-                self.lock().logs.insert(binding.id, LogBinding { function_id, level });
+                self.lock().logs.insert(binding.id, LogBinding { to, level });
             }
             TRACE => {
                 let config: TraceConfig = serde_json::from_value(config).map_err(|error| refused(error.to_string()))?;
@@ -99,7 +94,7 @@ impl Triggers {
                 };
                 let service_name = config.service_name.filter(|name| !name.is_empty());
                 let filter = TraceFilter { service_name, status };
-                self.lock().traces.insert(binding.id, TraceBinding { function_id, filter });
+                self.lock().traces.insert(binding.id, TraceBinding { to, filter });
             }
             other => return Err(refused(format!("trigger type `{other}` is not one of ours"))),
         }
@@ -120,14 +115,14 @@ impl Triggers {
     }
 
     /// The functions that want this record; none of them when a handler wrote it.
-    fn of_log(&self, record: &LogRecord) -> Vec<String> {
+    fn of_log(&self, record: &LogRecord) -> Vec<Recipient> {
         let level = record.severity.level();
         let bindings = self.lock();
-        let functions: Vec<String> = bindings
+        let functions: Vec<Recipient> = bindings
             .logs
             .values()
             .filter(|binding| binding.level.is_none_or(|wanted| wanted == level))
-            .map(|binding| binding.function_id.clone())
+            .map(|binding| binding.to.clone())
             .collect();
         drop(bindings);
         let by_handler = !functions.is_empty()
@@ -135,45 +130,53 @@ impl Triggers {
                 .trace_id
                 .as_deref()
                 .and_then(TraceId::parse)
-                .is_some_and(|trace| self.own.lock().unwrap_or_else(PoisonError::into_inner).contains(&trace));
+                .is_some_and(|trace| lock(&self.own).contains(&trace));
         if by_handler { Vec::new() } else { functions }
     }
 
     pub(crate) fn log(&self, engine: &Engine, record: &LogRecord) {
-        for function_id in self.of_log(record) {
-            let trace = TraceId::random();
-            self.own.lock().unwrap_or_else(PoisonError::into_inner).add(trace);
-            self.call(engine, function_id, &record.full_json(), trace);
+        for to in self.of_log(record) {
+            let own = Arc::clone(&self.own);
+            self.call(engine, &to, &record.full_json(), move |trace| lock(&own).add(trace));
         }
     }
 
-    /// Calls a handler in a trace of its own.
-    pub(crate) fn call(&self, engine: &Engine, function_id: String, payload: &Value, trace: TraceId) {
-        let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
-            tracing::debug!(function_id, "too many trigger handlers run; event dropped");
-            return;
-        };
+    /// Calls a handler in a trace of its own, which is told when the call is made. What is too much for all or for one of
+    /// them is dropped, and the log says so.
+    pub(crate) fn call(
+        &self,
+        engine: &Engine,
+        to: &Recipient,
+        payload: &Value,
+        own: impl FnOnce(TraceId) + Send + 'static,
+    ) {
         // A value without maps of other keys than strings can be written.
         let Ok(data) = serde_json::value::to_raw_value(payload) else { return };
-        let trace = Trace { traceparent: Some(traceparent(trace, SpanId::random())), baggage: None };
-        let (engine, stop) = (Arc::clone(engine), self.stop.clone());
-        self.running.spawn(stop.run_until_cancelled_owned(async move {
+        let Ok(room) = self.deliveries.room(data.get().len()) else { return };
+        let (engine, function_id) = (Arc::clone(engine), to.function_id().to_owned());
+        let calling = async move {
+            let trace = TraceId::random();
+            own(trace);
+            let trace = Trace { traceparent: Some(traceparent(trace, SpanId::random())), baggage: None };
             let called = engine.call(Invocation { function_id: function_id.clone(), data, trace });
             match tokio::time::timeout(HANDLER_TIMEOUT, called).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::debug!(function_id, %error, "trigger handler failed"),
                 Err(_) => tracing::debug!(function_id, "trigger handler did not answer in time"),
             }
-            drop(room);
-        }));
+        };
+        let work = self.stop.clone().run_until_cancelled_owned(calling).map(drop);
+        let _ = self.deliveries.begin(to, None, room, work.boxed());
     }
 
     /// Waits for no answer any more.
-    pub(crate) async fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stop.cancel();
-        self.running.close();
-        self.running.wait().await;
     }
+}
+
+fn lock(own: &Mutex<OwnTraces>) -> MutexGuard<'_, OwnTraces> {
+    own.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn status(name: &str) -> Option<Status> {
@@ -182,5 +185,5 @@ fn status(name: &str) -> Option<Status> {
 
 /// The functions that `trace` triggers call.
 pub(crate) fn handlers(bindings: &[TraceBinding]) -> HashSet<String> {
-    bindings.iter().map(|binding| binding.function_id.clone()).collect()
+    bindings.iter().map(|binding| binding.to.function_id().to_owned()).collect()
 }

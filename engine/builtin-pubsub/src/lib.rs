@@ -10,7 +10,7 @@
 //! - A message reaches each subscription at most once, as the JSON it was published as.
 //! - Deliveries begin in the order of their messages, and overlap. They are bounded as [`engine_builtin::Deliveries`]
 //!   says. A message that there is no room for is dropped, and its publisher told where that is here
-//!   (`publish_failed`); a delivery beyond one function's share is dropped alone.
+//!   (`publish_failed`); a delivery beyond the share of its binding or function is dropped alone.
 //! - A handler is waited for 60 s at most; then its place is another's, whether or not it goes on.
 
 mod pubsub;

@@ -130,11 +130,11 @@ impl Shared {
         let room = self.deliveries.room(data.get().len())?;
         let data = Arc::new(data);
         for subscription in subscriptions {
-            let function_id = subscription.function_id.clone();
+            let to = subscription.to.clone();
             let (engine, log) = (Arc::clone(&self.engine), self.log.clone());
             let handling = handle(engine, log, subscription, Arc::clone(&data), trace.clone());
             let delivery = timeout(HANDLING, handling).map(drop);
-            let _ = self.deliveries.begin(&function_id, room.clone(), delivery.boxed());
+            let _ = self.deliveries.begin(&to, None, room.clone(), delivery.boxed());
         }
         Ok(())
     }
@@ -160,14 +160,14 @@ async fn handle(engine: Engine, log: LogLimit, subscription: Arc<Subscription>, 
         Ok(true) => {}
         Ok(false) => return,
         Err(error) => {
-            let function = &subscription.function_id;
+            let function = subscription.to.function_id();
             log.log(|| warn!(function, %error, "a condition failed: its handler is skipped"));
             return;
         }
     }
-    let invocation = Invocation { function_id: subscription.function_id.clone(), data: (*data).clone(), trace };
+    let invocation = Invocation { function_id: subscription.to.function_id().to_owned(), data: (*data).clone(), trace };
     if let Err(error) = engine.call(invocation).await {
-        debug!(function = subscription.function_id, %error, "a subscriber failed");
+        debug!(function = subscription.to.function_id(), %error, "a subscriber failed");
     }
 }
 

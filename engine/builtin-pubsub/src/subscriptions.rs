@@ -3,14 +3,14 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use engine_builtin::{Binding, ErrorBody, optional_name};
+use engine_builtin::{Binding, ErrorBody, Recipient, optional_name};
 use serde::Deserialize;
 
 /// One binding of `subscribe`.
 #[derive(Debug)]
 pub(crate) struct Subscription {
     pub(crate) id: String,
-    pub(crate) function_id: String,
+    pub(crate) to: Recipient,
     pub(crate) condition: Option<String>,
 }
 
@@ -37,12 +37,13 @@ impl Subscriptions {
     /// # Errors
     /// `trigger_registration_failed`: its config does not fit.
     pub(crate) fn add(&mut self, binding: Binding) -> Result<(), ErrorBody> {
+        let to = Recipient::from(&binding);
         let config: Option<Config> = serde_json::from_value(binding.config)
             .map_err(|error| ErrorBody::new("trigger_registration_failed", format!("subscribe: {error}")))?;
         let (topic, condition) = config.map_or((None, None), |config| (config.topic, config.condition_function_id));
         self.remove(&binding.id);
         let Some(topic) = topic.filter(|topic| !topic.is_empty()) else { return Ok(()) };
-        let subscription = Subscription { id: binding.id.clone(), function_id: binding.function_id, condition };
+        let subscription = Subscription { id: binding.id.clone(), to, condition };
         self.topics.insert(binding.id, topic.clone());
         self.by_topic.entry(topic).or_default().push(Arc::new(subscription));
         self.version += 1;

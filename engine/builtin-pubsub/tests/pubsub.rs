@@ -194,7 +194,7 @@ async fn a_subscriber_that_hangs_costs_neither_publishers_nor_other_subscribers_
     let mut answers = fake.note("answers");
     bind(&worker, "subscribe", "hangs", json!({ "topic": "news" }));
     bind(&worker, "subscribe", "answers", json!({ "topic": "news" }));
-    let more_than_wait = engine_builtin::MAX_WAITING_PER_FUNCTION + 2 * engine_builtin::MAX_IN_FLIGHT_PER_FUNCTION;
+    let more_than_wait = engine_builtin::PER_BINDING.waiting + 2 * engine_builtin::PER_BINDING.in_flight;
     for number in 0..more_than_wait {
         publish(&worker, "news", json!(number)).await;
         assert_eq!(next(&mut answers).await.0, json!(number));

@@ -21,7 +21,8 @@
 //! - Of several bindings of one function to one topic, the last one says how messages are delivered.
 //! - Messages for a function that has unsubscribed stay for when it comes back. It gets copies of new ones for an hour;
 //!   of those of one topic that have gone, the last 64 do.
-//! - A delivery out of a named queue fails after half an hour.
+//! - A delivery out of a named queue fails after the queue's `timeout_ms`, half an hour as a rule: handlers that hang keep
+//!   a queue no longer than that. Whether such a handler goes on is not known; its message is delivered again.
 
 mod bridge;
 mod broker;

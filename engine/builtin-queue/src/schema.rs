@@ -47,7 +47,7 @@ pub fn schema() -> Value {
             },
             "queue_configs": {
                 "type": "object",
-                "description": "Queues that calls can be put into, by name. `default` is always there. A call that takes longer than half an hour has failed.",
+                "description": "Queues that calls can be put into, by name. `default` is always there.",
                 "additionalProperties": {
                     "type": "object",
                     "additionalProperties": false,
@@ -60,6 +60,8 @@ pub fn schema() -> Value {
                         "message_group_field": {"type": "string",
                             "description": "Top-level field of the payload that names the message's group; required for fifo."},
                         "backoff_ms": count(1000, 0, "Pause before the second attempt; it doubles with every further one."),
+                        "timeout_ms": count(crate::settings::DEFAULT_TIMEOUT_MS, 1,
+                            "A delivery that takes longer has failed; its place is the next message's."),
                         "poll_interval_ms": count(100, 0, "Accepted, and means nothing: consumers are woken."),
                     },
                 },

@@ -17,6 +17,9 @@ pub(crate) const DEFAULT_QUEUE: &str = "default";
 const DEFAULT_FOLDER: &str = "./data/queue";
 const ADAPTERS: &str = "`builtin`, `redis`, `rabbitmq` or `bridge`";
 
+/// For a call out of a named queue: several functions share the queue, and one that hangs may not keep it for ever.
+pub(crate) const DEFAULT_TIMEOUT_MS: u64 = 30 * 60 * 1000;
+
 /// Largest `concurrency`: that many payloads may be in memory.
 pub(crate) const MAX_CONCURRENCY: usize = 10_000;
 
@@ -122,6 +125,7 @@ struct WrittenQueue {
     #[serde(skip_serializing_if = "Option::is_none")]
     message_group_field: Option<String>,
     backoff_ms: u64,
+    timeout_ms: u64,
     poll_interval_ms: u64,
 }
 
@@ -133,6 +137,7 @@ impl Default for WrittenQueue {
             r#type: "standard".to_owned(),
             message_group_field: None,
             backoff_ms: 1000,
+            timeout_ms: DEFAULT_TIMEOUT_MS,
             poll_interval_ms: 100,
         }
     }
@@ -242,10 +247,6 @@ fn adapter(written: Option<WrittenAdapter>, subscriptions: &mut Delivery) -> Res
     }
 }
 
-/// A call out of a named queue that takes longer has failed: several functions share the queue, and one that hangs may
-/// not keep it for ever.
-const DELIVERY_LIMIT_MS: u64 = 30 * 60 * 1000;
-
 fn check_queue(name: &str, written: WrittenQueue) -> Result<QueueSettings, SettingsError> {
     let key = |field: &str| format!("queue_configs.{name}.{field}");
     if name.is_empty() || name.len() > MAX_NAME_BYTES {
@@ -259,7 +260,7 @@ fn check_queue(name: &str, written: WrittenQueue) -> Result<QueueSettings, Setti
         backoff_ms: written.backoff_ms,
         backoff: Backoff::Exponential,
         delay_ms: 0,
-        timeout_ms: Some(DELIVERY_LIMIT_MS),
+        timeout_ms: Some(at_least_one(&key("timeout_ms"), written.timeout_ms)?),
     };
     let group_field = match (order, written.message_group_field.as_deref().filter(|field| !field.is_empty())) {
         (Order::Fifo, None) => return Err(SettingsError::NoGroupField { queue: name.to_owned() }),
@@ -397,6 +398,7 @@ mod tests {
             (json!({"queue_configs": {"a": {"type": "lifo"}}}), "queue_configs.a.type", "lifo"),
             (json!({"queue_configs": {"a": {"type": "fifo"}}}), "queue_configs.a.message_group_field", "missing"),
             (json!({"queue_configs": {"a": {"concurrency": 0}}}), "queue_configs.a.concurrency", "0"),
+            (json!({"queue_configs": {"a": {"timeout_ms": 0}}}), "queue_configs.a.timeout_ms", "0"),
             (json!({"queue_configs": {"a": {"retries": 0}}}), "queue_configs.a.retries", "retries"),
             (json!({"queue_configs": {"a": {"backoff_ms": "soon"}}}), "queue_configs.a.backoff_ms", "soon"),
             (json!({"queue_configs": {"": {}}}), "queue_configs", "names"),

@@ -5,7 +5,8 @@
 //!   │          └─► lane (one task per binding and key with events) ── waits for the slot, then calls the handler
 //!   └── fire: the write is acknowledged; a slot that is dropped instead is passed over
 //! ```
-//! What waits for a handler is counted against its binding: one that hangs loses its own events, not those of others.
+//! What waits for a handler is counted against its binding, and against its VM's worker if one has bound it: one that hangs
+//! loses its own events, not those of others.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use engine_builtin::{Binding, Engine, ErrorBody, Invocation, LogLimit, Raw, Trace, is_met};
+use engine_builtin::{Binding, Engine, ErrorBody, Invocation, LogLimit, PER_VM, Raw, Trace, is_met};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
@@ -35,8 +36,14 @@ const MAX_WAITING_BYTES: usize = 64 * 1024 * 1024;
 /// Of these, what may wait for one binding.
 const MAX_WAITING_BYTES_PER_BINDING: usize = MAX_WAITING_BYTES / 8;
 
+/// What may wait for all that a VM's worker has bound.
+const MAX_WAITING_BYTES_PER_VM: usize = MAX_WAITING_BYTES / 4;
+
 /// Calls of one binding's handler at once, each for another key.
 const MAX_IN_FLIGHT_PER_BINDING: usize = 64;
+
+/// Of all that a VM's worker has bound.
+const MAX_IN_FLIGHT_PER_VM: usize = PER_VM.in_flight;
 
 /// What an event takes besides its values.
 const EVENT_BYTES: usize = 1024;
@@ -51,9 +58,27 @@ struct Handler {
     function_id: String,
     filter: Filter,
     lanes: Lanes,
-    room: Arc<Semaphore>,
-    turns: Arc<Semaphore>,
+    /// Of the binding, and of its VM's worker.
+    shares: Vec<Arc<Share>>,
     log: LogLimit,
+}
+
+/// How many bytes may wait and how many calls be made at once.
+#[derive(Debug)]
+struct Share {
+    bytes: usize,
+    room: Arc<Semaphore>,
+    turns: Semaphore,
+}
+
+impl Share {
+    fn new(bytes: usize, in_flight: usize) -> Arc<Self> {
+        Arc::new(Self { bytes, room: Arc::new(Semaphore::new(bytes)), turns: Semaphore::new(in_flight) })
+    }
+
+    fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.room).try_acquire_many_owned(permits(bytes, self.bytes)).ok()
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -141,7 +166,7 @@ struct Waiting {
     payload: oneshot::Receiver<Arc<Raw>>,
     trace: Trace,
     _room: Arc<OwnedSemaphorePermit>,
-    _share: OwnedSemaphorePermit,
+    _shares: Vec<OwnedSemaphorePermit>,
 }
 
 /// Keys with events, and their events in order. A key's task takes it out when it has none left.
@@ -152,6 +177,8 @@ pub(crate) struct Events {
     engine: Engine,
     enabled: AtomicBool,
     handlers: RwLock<Vec<Arc<Handler>>>,
+    /// Shares of VMs whose workers have bound something, or are being called.
+    vms: Mutex<HashMap<String, Weak<Share>>>,
     room: Arc<Semaphore>,
     runtime: Handle,
     tasks: TaskTracker,
@@ -166,6 +193,7 @@ impl Events {
             engine,
             enabled: AtomicBool::new(enabled),
             handlers: RwLock::default(),
+            vms: Mutex::default(),
             room: Arc::new(Semaphore::new(MAX_WAITING_BYTES)),
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
@@ -185,13 +213,13 @@ impl Events {
                 ErrorBody::new("trigger_registration_failed", format!("config of a `state` trigger: {error}"))
             })?,
         };
+        let own = Share::new(MAX_WAITING_BYTES_PER_BINDING, MAX_IN_FLIGHT_PER_BINDING);
         let handler = Arc::new(Handler {
             binding_id: binding.id,
             function_id: binding.function_id,
             filter,
             lanes: Mutex::default(),
-            room: Arc::new(Semaphore::new(MAX_WAITING_BYTES_PER_BINDING)),
-            turns: Arc::new(Semaphore::new(MAX_IN_FLIGHT_PER_BINDING)),
+            shares: std::iter::once(own).chain(binding.vm.map(|vm| self.share_of(vm))).collect(),
             log: self.log.clone(),
         });
         let mut handlers = self.handlers.write().unwrap_or_else(PoisonError::into_inner);
@@ -200,6 +228,17 @@ impl Events {
             None => handlers.push(handler),
         }
         Ok(())
+    }
+
+    fn share_of(&self, vm: String) -> Arc<Share> {
+        let mut vms = self.vms.lock().unwrap_or_else(PoisonError::into_inner);
+        vms.retain(|_, share| share.strong_count() > 0);
+        let known = vms.get(&vm).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let share = Share::new(MAX_WAITING_BYTES_PER_VM, MAX_IN_FLIGHT_PER_VM);
+            vms.insert(vm, Arc::downgrade(&share));
+            share
+        })
     }
 
     pub(crate) fn unbind(&self, id: &str) {
@@ -240,13 +279,13 @@ impl Events {
         room: &Arc<OwnedSemaphorePermit>,
         bytes: usize,
     ) -> Option<oneshot::Sender<Arc<Raw>>> {
-        let share = permits(bytes, MAX_WAITING_BYTES_PER_BINDING);
-        let Ok(share) = Arc::clone(&handler.room).try_acquire_many_owned(share) else {
+        let shares: Option<Vec<_>> = handler.shares.iter().map(|share| share.take(bytes)).collect();
+        let Some(shares) = shares else {
             handler.lost(place);
             return None;
         };
         let (sender, payload) = oneshot::channel();
-        let waiting = Waiting { payload, trace: trace.clone(), _room: Arc::clone(room), _share: share };
+        let waiting = Waiting { payload, trace: trace.clone(), _room: Arc::clone(room), _shares: shares };
         match handler.lanes().entry(Arc::clone(place)) {
             Entry::Occupied(lane) if lane.get().len() >= MAX_WAITING_PER_KEY => {
                 handler.lost(place);
@@ -255,27 +294,31 @@ impl Events {
             Entry::Occupied(mut lane) => lane.get_mut().push_back(waiting),
             Entry::Vacant(lane) => {
                 lane.insert(VecDeque::from([waiting]));
-                let (events, handler, turns) = (Arc::clone(self), Arc::downgrade(handler), Arc::clone(&handler.turns));
+                let (events, handler, shares) = (Arc::clone(self), Arc::downgrade(handler), handler.shares.clone());
                 let place = Arc::clone(place);
-                self.tasks.spawn_on(async move { events.deliver(&handler, &turns, &place).await }, &self.runtime);
+                self.tasks.spawn_on(async move { events.deliver(&handler, &shares, &place).await }, &self.runtime);
             }
         }
         Some(sender)
     }
 
     /// The task of a binding's key: until it has no event left. A binding that has gone is not called any more.
-    async fn deliver(&self, handler: &Weak<Handler>, turns: &Semaphore, place: &Arc<Place>) {
+    async fn deliver(&self, handler: &Weak<Handler>, shares: &[Arc<Share>], place: &Arc<Place>) {
         while let Some(waiting) = handler.upgrade().and_then(|handler| handler.next(place)) {
-            if self.stop.run_until_cancelled(self.handle(handler, turns, waiting)).await.is_none() {
+            if self.stop.run_until_cancelled(self.handle(handler, shares, waiting)).await.is_none() {
                 return;
             }
         }
     }
 
-    async fn handle(&self, handler: &Weak<Handler>, turns: &Semaphore, waiting: Waiting) {
+    async fn handle(&self, handler: &Weak<Handler>, shares: &[Arc<Share>], waiting: Waiting) {
         // Not written after all.
         let Ok(payload) = waiting.payload.await else { return };
-        let Ok(_turn) = turns.acquire().await else { return };
+        let mut turns = Vec::new();
+        for share in shares {
+            let Ok(turn) = share.turns.acquire().await else { return };
+            turns.push(turn);
+        }
         let Some(handler) = handler.upgrade() else { return };
         let called = tokio::time::timeout(HANDLING, self.call(&handler, &payload, &waiting.trace)).await;
         if called.is_err() {

@@ -11,8 +11,8 @@
 //! - A write is answered when its adapter has it: with `kv`, when it is on disk.
 //! - Events of one key reach a handler one after another, in the order of the writes; those of several keys overlap. No
 //!   write waits for them.
-//! - What waits for slow handlers is bounded, for a key, a binding and for all; beyond that, events are lost, and the log
-//!   says so. A handler is waited for 60 s at most.
+//! - What waits for slow handlers is bounded, for a key, a binding, a VM's worker and for all; beyond that, events are
+//!   lost, and the log says so. A handler is waited for 60 s at most.
 //! - No value is larger than 15 MiB, and no name longer than [`engine_builtin::MAX_NAME_BYTES`].
 
 mod adapter;

@@ -14,6 +14,9 @@
 //! - A subscription begins with one `sync` event: what was there, and then every event after that. With the adapters kv
 //!   and redis no event comes that the `sync` contains already; with bridge, and for streams that a worker's functions
 //!   keep, an event may: it then says what the `sync` said.
+//! - Events of one item reach a handler one after another, in their order; those of several items overlap. No write, no
+//!   subscriber and no other handler waits for them. What waits is bounded as [`engine_builtin::Deliveries`] says; beyond
+//!   that, events are lost, and the log says so. A handler is waited for 60 s at most.
 //! - A subscriber that reads too slowly loses its oldest events, never a `sync`; what waits for it is bounded. One that
 //!   takes nothing for 60 s is dropped.
 //! - An item is 15 MiB at most, a name 1,024 bytes. A group of more than 16 MiB has no `sync`: its subscriptions begin

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use engine_builtin::{Binding, Deliveries, Engine, ErrorBody, Invocation, LogLimit, Raw, Trace, is_met};
+use engine_builtin::{Binding, Deliveries, Engine, ErrorBody, Invocation, LogLimit, Raw, Recipient, Trace, is_met};
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -16,7 +16,7 @@ pub(crate) const STREAM: &str = "stream";
 pub(crate) const JOIN: &str = "stream:join";
 pub(crate) const LEAVE: &str = "stream:leave";
 
-/// A handler of an event that takes longer keeps no other waiting.
+/// For a handler of an event and its condition. One that takes longer is not waited for.
 const HANDLING: Duration = Duration::from_secs(60);
 
 /// For one handler of `stream:join` or `stream:leave`.
@@ -42,7 +42,7 @@ struct Bound {
 #[derive(Debug)]
 struct Watch {
     id: String,
-    function_id: String,
+    to: Recipient,
     group_id: Option<String>,
     item_id: Option<String>,
     condition: Option<String>,
@@ -95,6 +95,7 @@ impl Triggers {
     pub(crate) fn bind(&self, binding: Binding) -> Result<(), ErrorBody> {
         let refused = |why: String| ErrorBody::new("trigger_registration_failed", why);
         let visit = || Visit { id: binding.id.clone(), function_id: binding.function_id.clone() };
+        let to = Recipient::from(&binding);
         match binding.trigger_type.as_str() {
             JOIN => replace(&mut self.lock().join, visit()),
             LEAVE => replace(&mut self.lock().leave, visit()),
@@ -106,7 +107,7 @@ impl Triggers {
                     some(config.stream_name).ok_or_else(|| refused("stream: `stream_name` is missing".into()))?;
                 let watch = Watch {
                     id: binding.id,
-                    function_id: binding.function_id,
+                    to,
                     group_id: some(config.group_id),
                     item_id: some(config.item_id),
                     condition: config.condition_function_id,
@@ -128,8 +129,8 @@ impl Triggers {
         }
     }
 
-    /// Hands an event to its handlers. Never waits; what is too much for all or for one of them is dropped, and the log
-    /// says so.
+    /// Hands an event to its handlers, behind those of the same item. Never waits; what is too much for all or for one of
+    /// them is dropped, and the log says so. A binding that has gone by its turn is not called any more.
     pub(crate) fn fire(&self, event: &Event, text: Raw, trace: &Trace) {
         let wanted = |watch: &&Arc<Watch>| {
             watch.group_id.as_ref().is_none_or(|group_id| *group_id == event.group_id)
@@ -143,15 +144,18 @@ impl Triggers {
             return;
         }
         let Ok(room) = self.deliveries.room(text.get().len()) else { return };
-        let text = Arc::new(text);
+        let (text, lane) = (Arc::new(text), lane(event));
         for watch in watching {
             let (engine, text, trace) = (Arc::clone(&self.engine), Arc::clone(&text), trace.clone());
-            let log = self.log.clone();
-            let function_id = watch.function_id.clone();
+            let (bound, log) = (Arc::downgrade(&watch), self.log.clone());
             let work = async move {
-                let _ = timeout(HANDLING, handle(&engine, &log, &watch, &text, &trace)).await;
+                let Some(watch) = bound.upgrade() else { return };
+                if timeout(HANDLING, handle(&engine, &log, &watch, &text, &trace)).await.is_err() {
+                    let function = watch.to.function_id();
+                    log.log(|| warn!(function, "a handler of a stream did not answer in time"));
+                }
             };
-            let _ = self.deliveries.begin(&function_id, room.clone(), work.boxed());
+            let _ = self.deliveries.begin(&watch.to, Some(&lane), room.clone(), work.boxed());
         }
     }
 
@@ -214,18 +218,28 @@ fn replace(visits: &mut Vec<Visit>, visit: Visit) {
     visits.push(visit);
 }
 
+/// Events of one item are handled one after another, and so are those of a group as a whole.
+fn lane(event: &Event) -> String {
+    let group_id = &event.group_id;
+    match &event.id {
+        // No other group and item read the same.
+        Some(id) => format!("{} {group_id} {id}", group_id.len()),
+        None => format!("- {group_id}"),
+    }
+}
+
 async fn handle(engine: &Engine, log: &LogLimit, watch: &Watch, text: &Raw, trace: &Trace) {
+    let function_id = watch.to.function_id();
     match is_met(engine, watch.condition.as_deref(), text, trace).await {
         Ok(true) => {}
         Ok(false) => return,
         Err(error) => {
-            let function = &watch.function_id;
-            log.log(|| warn!(function, %error, "a condition failed: its handler is skipped"));
+            log.log(|| warn!(function = function_id, %error, "a condition failed: its handler is skipped"));
             return;
         }
     }
-    let invocation = Invocation { function_id: watch.function_id.clone(), data: text.clone(), trace: trace.clone() };
+    let invocation = Invocation { function_id: function_id.to_owned(), data: text.clone(), trace: trace.clone() };
     if let Err(error) = engine.call(invocation).await {
-        debug!(function = watch.function_id, %error, "a handler of a stream failed");
+        debug!(function = function_id, %error, "a handler of a stream failed");
     }
 }

@@ -23,6 +23,8 @@ pub struct Binding {
     pub config: Value,
     /// The worker that asked for it; none for the engine itself.
     pub owner: Option<Uuid>,
+    /// The VM it runs in, by the name that we have given it. What it costs is counted for all connections of a VM together.
+    pub vm: Option<String>,
 }
 
 /// Why a built-in worker does not start, or does not take new settings. The engine says whose error it is.

@@ -1,4 +1,12 @@
 //! Calls that events cause and nobody waits for, bounded.
+//!
+//! ```text
+//! begin ─► lane ─► binding ─► function ─► vm ──► all ─► under way
+//!          (1)     (64)       (128)       (256)  (1024)
+//! ```
+//! At each gate a delivery waits, in order, for one that has passed it to end. A lane is what of one binding has to come
+//! one after another; not every delivery is of one. What a VM's worker has bound has a gate for all of it, and is not
+//! counted with what others have bound to the same functions. Beyond what may wait at a gate, a delivery is dropped.
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -11,23 +19,32 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::warn;
 
-/// Deliveries under way at once. Those beyond wait, in order.
-pub const MAX_IN_FLIGHT: usize = 1024;
-
-/// Of these, to one function.
-pub const MAX_IN_FLIGHT_PER_FUNCTION: usize = 64;
-
-/// Deliveries that wait. One that comes when so many wait is dropped.
-pub const MAX_WAITING: usize = 16_384;
-
-/// Of these, for one function.
-pub const MAX_WAITING_PER_FUNCTION: usize = MAX_WAITING / 8;
+use crate::builtin::Binding;
 
 /// What deliveries carry, waiting and under way, in bytes; one that is larger is taken when there is no other.
-pub const MAX_BYTES: usize = 128 * 1024 * 1024;
+const MAX_BYTES: usize = 128 * 1024 * 1024;
 
-/// Of these, for one function; one that is larger is taken when there is no other for it.
-pub const MAX_BYTES_PER_FUNCTION: usize = MAX_BYTES / 8;
+/// How many deliveries pass a gate and wait at it, and what both may carry, in bytes; one that carries more is taken
+/// when there is no other.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub in_flight: usize,
+    pub waiting: usize,
+    pub bytes: usize,
+}
+
+/// Bytes of all are counted by message, however many get it: [`MAX_BYTES`].
+const ALL: Limits = Limits { in_flight: 1024, waiting: 32_768, bytes: usize::MAX };
+
+const PER_FUNCTION: Limits = Limits { in_flight: 128, waiting: 4096, bytes: MAX_BYTES / 4 };
+
+/// Half of a function's: one binding leaves room for the others.
+pub const PER_BINDING: Limits = Limits { in_flight: 64, waiting: 2048, bytes: MAX_BYTES / 8 };
+
+/// Of all that a VM's worker has bound.
+pub const PER_VM: Limits = Limits { in_flight: 256, waiting: 8192, bytes: MAX_BYTES / 4 };
+
+pub const PER_LANE: Limits = Limits { in_flight: 1, waiting: 1024, bytes: PER_BINDING.bytes };
 
 /// There are too many deliveries: this one was dropped, and the log says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -41,14 +58,72 @@ pub struct Room {
     _permit: Arc<OwnedSemaphorePermit>,
 }
 
+/// Who gets a binding's deliveries.
+#[derive(Debug, Clone)]
+pub struct Recipient {
+    binding: Arc<str>,
+    function: Arc<str>,
+    vm: Option<Arc<str>>,
+}
+
+impl Recipient {
+    #[must_use]
+    pub fn function_id(&self) -> &str {
+        &self.function
+    }
+}
+
+impl From<&Binding> for Recipient {
+    fn from(binding: &Binding) -> Self {
+        Self {
+            binding: binding.id.as_str().into(),
+            function: binding.function_id.as_str().into(),
+            vm: binding.vm.as_deref().map(Into::into),
+        }
+    }
+}
+
+/// What deliveries take turns for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Gate {
+    /// Of a binding.
+    Lane(Arc<str>, Arc<str>),
+    Binding(Arc<str>),
+    /// And the VM whose worker has bound it, if one has.
+    Function(Arc<str>, Option<Arc<str>>),
+    Vm(Arc<str>),
+    All,
+}
+
+impl Gate {
+    fn limits(&self) -> Limits {
+        match self {
+            Self::Lane(..) => PER_LANE,
+            Self::Binding(_) => PER_BINDING,
+            Self::Function(..) => PER_FUNCTION,
+            Self::Vm(_) => PER_VM,
+            Self::All => ALL,
+        }
+    }
+}
+
+/// In the order in which a delivery passes them.
+fn gates(to: &Recipient, lane: Option<&str>) -> Arc<[Gate]> {
+    let Recipient { binding, function, vm } = to;
+    let lane = lane.map(|lane| Gate::Lane(Arc::clone(binding), lane.into()));
+    let rest = [Gate::Binding(Arc::clone(binding)), Gate::Function(Arc::clone(function), vm.clone())];
+    lane.into_iter().chain(rest).chain(vm.clone().map(Gate::Vm)).chain([Gate::All]).collect()
+}
+
 struct Delivery {
     work: BoxFuture<'static, ()>,
     _room: Room,
     claim: Claim,
 }
 
-/// Runs deliveries: those to one function begin in the order they were handed over, and all overlap. One that hangs
-/// takes no more than its function's share from the others. Those not done when this is dropped are dropped, too.
+/// Runs deliveries: those of one lane one after another, those of one binding begin in the order they were handed over,
+/// and overlap. One that hangs takes no more than its shares from the others. Those not done when this is dropped are
+/// dropped, too.
 pub struct Deliveries {
     waiting: mpsc::UnboundedSender<Delivery>,
     room: Arc<Semaphore>,
@@ -84,14 +159,21 @@ impl Deliveries {
         }
     }
 
-    /// Hands over one delivery. Never waits, and runs nothing of it here.
+    /// Hands over one delivery. Never waits, and runs nothing of it here. It begins when the one before it in its lane
+    /// has ended, if it is of one.
     ///
     /// # Errors
-    /// [`Overloaded`]: too many wait, or too many for this function.
-    pub fn begin(&self, function_id: &str, room: Room, work: BoxFuture<'static, ()>) -> Result<(), Overloaded> {
-        let claim = Claim::take(&self.shares, function_id, room.bytes);
-        let claim = claim.ok_or_else(|| self.dropped(Some(function_id)))?;
-        self.waiting.send(Delivery { work, _room: room, claim }).map_err(|_| self.dropped(Some(function_id)))
+    /// [`Overloaded`]: too many wait, or too many at one of its gates.
+    pub fn begin(
+        &self,
+        to: &Recipient,
+        lane: Option<&str>,
+        room: Room,
+        work: BoxFuture<'static, ()>,
+    ) -> Result<(), Overloaded> {
+        let claim = Claim::take(&self.shares, gates(to, lane), room.bytes);
+        let claim = claim.ok_or_else(|| self.dropped(Some(&to.function)))?;
+        self.waiting.send(Delivery { work, _room: room, claim }).map_err(|_| self.dropped(Some(&to.function)))
     }
 
     /// The first is told, and then each time that their number has doubled.
@@ -116,12 +198,8 @@ impl Drop for Deliveries {
     }
 }
 
-/// What is waiting and under way, of all functions and of each that has any.
-#[derive(Default)]
-struct Shares {
-    deliveries: usize,
-    by_function: HashMap<Arc<str>, Share>,
-}
+/// What is waiting at a gate and has passed it.
+type Shares = HashMap<Gate, Share>;
 
 #[derive(Default)]
 struct Share {
@@ -129,48 +207,44 @@ struct Share {
     bytes: usize,
 }
 
-/// One delivery's part of its function's share; given back when this is dropped.
+impl Share {
+    fn is_full(&self, limits: Limits, bytes: usize) -> bool {
+        self.deliveries >= limits.in_flight.saturating_add(limits.waiting)
+            || self.bytes.saturating_add(bytes) > limits.bytes
+    }
+}
+
+/// One delivery's part of each gate's share; given back when this is dropped.
 struct Claim {
     shares: Arc<Mutex<Shares>>,
-    function_id: Arc<str>,
+    gates: Arc<[Gate]>,
     bytes: usize,
 }
 
 impl Claim {
-    fn take(shares: &Arc<Mutex<Shares>>, function_id: &str, bytes: usize) -> Option<Self> {
+    fn take(shares: &Arc<Mutex<Shares>>, gates: Arc<[Gate]>, bytes: usize) -> Option<Self> {
         let mut all = lock(shares);
-        if all.deliveries >= MAX_IN_FLIGHT + MAX_WAITING {
+        if gates.iter().any(|gate| all.get(gate).is_some_and(|share| share.is_full(gate.limits(), bytes))) {
             return None;
         }
-        let function_id = match all.by_function.get_key_value(function_id) {
-            Some((_, share)) if share.is_full(bytes) => return None,
-            Some((known, _)) => Arc::clone(known),
-            None => function_id.into(),
-        };
-        all.deliveries += 1;
-        let share = all.by_function.entry(Arc::clone(&function_id)).or_default();
-        share.deliveries += 1;
-        share.bytes += bytes;
-        Some(Self { shares: Arc::clone(shares), function_id, bytes })
-    }
-}
-
-impl Share {
-    fn is_full(&self, bytes: usize) -> bool {
-        self.deliveries >= MAX_IN_FLIGHT_PER_FUNCTION + MAX_WAITING_PER_FUNCTION
-            || self.bytes.saturating_add(bytes) > MAX_BYTES_PER_FUNCTION
+        for gate in gates.iter() {
+            let share = all.entry(gate.clone()).or_default();
+            share.deliveries += 1;
+            share.bytes += bytes;
+        }
+        Some(Self { shares: Arc::clone(shares), gates, bytes })
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         let mut all = lock(&self.shares);
-        all.deliveries -= 1;
-        if let Some(share) = all.by_function.get_mut(&self.function_id) {
+        for gate in self.gates.iter() {
+            let Some(share) = all.get_mut(gate) else { continue };
             share.deliveries -= 1;
             share.bytes -= self.bytes;
             if share.deliveries == 0 {
-                all.by_function.remove(&self.function_id);
+                all.remove(gate);
             }
         }
     }
@@ -180,11 +254,13 @@ fn lock(shares: &Mutex<Shares>) -> MutexGuard<'_, Shares> {
     shares.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Deliveries that have begun, and those of functions that have as many under way as they may.
+/// Deliveries that have begun, and those that wait at a gate.
 #[derive(Default)]
 struct UnderWay {
-    tasks: JoinSet<Arc<str>>,
-    functions: HashMap<Arc<str>, Busy>,
+    tasks: JoinSet<Arc<[Gate]>>,
+    gates: HashMap<Gate, Busy>,
+    /// With how many of their gates they have passed.
+    moving: VecDeque<(Delivery, usize)>,
 }
 
 #[derive(Default)]
@@ -194,45 +270,67 @@ struct Busy {
 }
 
 impl UnderWay {
-    /// Its function's turn may come later.
     fn begin(&mut self, delivery: Delivery) {
-        match self.functions.get_mut(&delivery.claim.function_id) {
-            Some(busy) if busy.in_flight >= MAX_IN_FLIGHT_PER_FUNCTION => busy.waiting.push_back(delivery),
-            Some(_) | None => self.run(delivery),
+        self.moving.push_back((delivery, 0));
+        self.advance();
+    }
+
+    fn ended(&mut self, gates: &[Gate]) {
+        self.leave(gates);
+        self.advance();
+    }
+
+    /// Takes what moves to the next gate that is closed, or through all of them.
+    fn advance(&mut self) {
+        while let Some((delivery, passed)) = self.moving.pop_front() {
+            let gates = Arc::clone(&delivery.claim.gates);
+            let closed = gates[passed..].iter().find(|gate| {
+                let busy = self.gates.entry((*gate).clone()).or_default();
+                let is_closed = busy.in_flight >= gate.limits().in_flight;
+                busy.in_flight += usize::from(!is_closed);
+                is_closed
+            });
+            if let Some(busy) = closed.and_then(|gate| self.gates.get_mut(gate)) {
+                busy.waiting.push_back(delivery);
+            } else if !self.run(delivery) {
+                self.leave(&gates);
+            }
         }
     }
 
-    /// Its call is made here, behind those before it; the rest is a task's.
-    fn run(&mut self, delivery: Delivery) {
+    /// Lets the next one through each of these gates, beginning with those who have passed the most.
+    fn leave(&mut self, gates: &[Gate]) {
+        for (at, gate) in gates.iter().enumerate().rev() {
+            let Some(busy) = self.gates.get_mut(gate) else { continue };
+            match busy.waiting.pop_front() {
+                Some(next) => {
+                    let passed = next.claim.gates.iter().position(|its| its == gate).unwrap_or(at) + 1;
+                    self.moving.push_back((next, passed));
+                }
+                None => {
+                    busy.in_flight -= 1;
+                    if busy.in_flight == 0 {
+                        self.gates.remove(gate);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Its call is made here, behind those before it; the rest is a task's, if it is not done at once.
+    fn run(&mut self, delivery: Delivery) -> bool {
         let Delivery { work, _room, claim } = delivery;
-        let function_id = Arc::clone(&claim.function_id);
         // A panic below ends one delivery, not all.
         let mut work = Box::pin(AssertUnwindSafe(work).catch_unwind());
         if (&mut work).now_or_never().is_some() {
-            return;
+            return false;
         }
-        self.functions.entry(Arc::clone(&function_id)).or_default().in_flight += 1;
         self.tasks.spawn(async move {
             let _ = work.await;
-            drop((_room, claim));
-            function_id
+            drop(_room);
+            Arc::clone(&claim.gates)
         });
-    }
-
-    fn ended(&mut self, function_id: &Arc<str>) {
-        let Some(busy) = self.functions.get_mut(function_id) else { return };
-        busy.in_flight -= 1;
-        loop {
-            let Some(busy) = self.functions.get_mut(function_id) else { return };
-            if busy.in_flight >= MAX_IN_FLIGHT_PER_FUNCTION {
-                return;
-            }
-            let Some(next) = busy.waiting.pop_front() else { break };
-            self.run(next);
-        }
-        if self.functions.get(function_id).is_some_and(|busy| busy.in_flight == 0) {
-            self.functions.remove(function_id);
-        }
+        true
     }
 }
 
@@ -242,12 +340,12 @@ async fn run(mut waiting: mpsc::UnboundedReceiver<Delivery>) {
         tokio::select! {
             Some(ended) = under_way.tasks.join_next() => {
                 // Nobody aborts one, and panics are caught.
-                if let Ok(function_id) = ended {
-                    under_way.ended(&function_id);
+                if let Ok(gates) = ended {
+                    under_way.ended(&gates);
                 }
             }
             // Cancel safe: nothing is taken out of the channel then.
-            next = waiting.recv(), if under_way.tasks.len() < MAX_IN_FLIGHT => {
+            next = waiting.recv() => {
                 let Some(delivery) = next else { break };
                 under_way.begin(delivery);
             }
@@ -257,9 +355,28 @@ async fn run(mut waiting: mpsc::UnboundedReceiver<Delivery>) {
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::Notify;
+    use std::time::Duration;
+
+    use tokio::sync::{Notify, mpsc::UnboundedReceiver};
+    use tokio::time::timeout;
 
     use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    /// The only binding of a function.
+    fn only(function: &str) -> Recipient {
+        bound(function, function)
+    }
+
+    fn bound(binding: &str, function: &str) -> Recipient {
+        Recipient { binding: binding.into(), function: function.into(), vm: None }
+    }
+
+    fn bound_in_a_vm(number: usize) -> Recipient {
+        let number = number % 100;
+        Recipient { vm: Some("vm".into()), ..bound(&format!("b{number}"), &format!("f{number}")) }
+    }
 
     #[tokio::test]
     async fn deliveries_begin_in_order_and_overlap() {
@@ -272,15 +389,15 @@ mod tests {
                 begun.lock().expect("no panic").push(number);
                 all.wait().await;
             };
-            let function_id = if number < 50 { "first" } else { "second" };
-            deliveries.begin(function_id, deliveries.room(1).expect("room"), work.boxed()).expect("room");
+            let to = only(if number < 50 { "first" } else { "second" });
+            deliveries.begin(&to, None, deliveries.room(1).expect("room"), work.boxed()).expect("room");
         }
         all.wait().await;
         assert_eq!(*begun.lock().expect("no panic"), (0..100).collect::<Vec<_>>());
     }
 
     /// Begins deliveries that never end, one after another, until one is dropped: how many were not.
-    async fn fill(deliveries: &Deliveries, bytes: usize, function_id: impl Fn(usize) -> String) -> (usize, usize) {
+    async fn fill(deliveries: &Deliveries, bytes: usize, to: impl Fn(usize) -> Recipient) -> (usize, usize) {
         let begun = Arc::new(AtomicU64::new(0));
         let mut accepted = 0;
         loop {
@@ -290,7 +407,7 @@ mod tests {
                 std::future::pending::<()>().await;
             };
             let room = deliveries.room(bytes).expect("room");
-            if deliveries.begin(&function_id(accepted), room, work.boxed()).is_err() {
+            if deliveries.begin(&to(accepted), None, room, work.boxed()).is_err() {
                 break;
             }
             accepted += 1;
@@ -301,37 +418,62 @@ mod tests {
         (usize::try_from(begun.load(Ordering::Relaxed)).expect("a count"), accepted)
     }
 
-    #[tokio::test]
-    async fn handlers_that_never_end_hold_up_a_bounded_number_of_deliveries() {
-        let deliveries = Deliveries::new();
-        let filled = fill(&deliveries, 1, |number| format!("f{}", number % 100)).await;
-        assert_eq!(filled, (MAX_IN_FLIGHT, MAX_IN_FLIGHT + MAX_WAITING));
+    fn whole(limits: Limits) -> (usize, usize) {
+        (limits.in_flight, limits.in_flight + limits.waiting)
     }
 
-    #[tokio::test]
-    async fn a_function_that_hangs_leaves_the_others_their_deliveries() {
-        let deliveries = Deliveries::new();
-        let (begun, accepted) = fill(&deliveries, 1, |_| "hangs".to_owned()).await;
-        assert_eq!(begun, MAX_IN_FLIGHT_PER_FUNCTION);
-        assert_eq!(accepted, MAX_IN_FLIGHT_PER_FUNCTION + MAX_WAITING_PER_FUNCTION);
-        let (_, large) = fill(&deliveries, MAX_BYTES_PER_FUNCTION / 4, |_| "hangs with much".to_owned()).await;
-        assert_eq!(large, 4);
+    async fn answers(deliveries: &Deliveries, to: &Recipient) {
         for _ in 0..1000 {
             let (done, wait) = tokio::sync::oneshot::channel();
             let work = async move {
                 let _ = done.send(());
             };
-            deliveries.begin("answers", deliveries.room(1).expect("room"), work.boxed()).expect("room");
-            wait.await.expect("delivered");
+            deliveries.begin(to, None, deliveries.room(1).expect("room"), work.boxed()).expect("room");
+            timeout(DEADLINE, wait).await.expect("in time").expect("delivered");
         }
     }
 
     #[tokio::test]
-    async fn what_waits_for_a_busy_function_follows_in_order_and_a_panic_ends_only_itself() {
+    async fn handlers_that_never_end_hold_up_a_bounded_number_of_deliveries() {
+        let deliveries = Deliveries::new();
+        let filled = fill(&deliveries, 1, |number| only(&format!("f{}", number % 100))).await;
+        assert_eq!(filled, whole(ALL));
+    }
+
+    #[tokio::test]
+    async fn a_function_that_hangs_leaves_the_others_their_deliveries() {
+        let deliveries = Deliveries::new();
+        let hangs = |number: usize| bound(&format!("b{}", number % 10), "hangs");
+        assert_eq!(fill(&deliveries, 1, hangs).await, whole(PER_FUNCTION));
+        let (_, large) = fill(&deliveries, PER_BINDING.bytes / 4, |_| only("hangs with much")).await;
+        assert_eq!(large, 4);
+        answers(&deliveries, &only("answers")).await;
+    }
+
+    #[tokio::test]
+    async fn a_binding_that_hangs_leaves_the_others_of_its_function_their_deliveries() {
+        let deliveries = Deliveries::new();
+        assert_eq!(fill(&deliveries, 1, |_| bound("hangs", "f")).await, whole(PER_BINDING));
+        answers(&deliveries, &bound("answers", "f")).await;
+    }
+
+    #[tokio::test]
+    async fn a_vms_worker_with_many_functions_that_hang_leaves_the_others_their_deliveries() {
+        let deliveries = Deliveries::new();
+        assert_eq!(fill(&deliveries, 1, bound_in_a_vm).await, whole(PER_VM));
+        answers(&deliveries, &only("f1")).await;
+        let deliveries = Deliveries::new();
+        let (_, large) = fill(&deliveries, PER_VM.bytes / 4, bound_in_a_vm).await;
+        assert_eq!(large, 4);
+        answers(&deliveries, &only("f1")).await;
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_busy_binding_follows_in_order_and_a_panic_ends_only_itself() {
         let deliveries = Deliveries::new();
         let (gate, done) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
         let begun = Arc::new(Mutex::new(Vec::new()));
-        let count = 4 * MAX_IN_FLIGHT_PER_FUNCTION;
+        let count = 4 * PER_BINDING.in_flight;
         for number in 0..count {
             let (gate, done, begun) = (Arc::clone(&gate), Arc::clone(&done), Arc::clone(&begun));
             let work = async move {
@@ -342,11 +484,85 @@ mod tests {
                 gate.acquire().await.expect("open").forget();
                 assert!(number != 3, "one that panics");
             };
-            deliveries.begin("f", deliveries.room(1).expect("room"), work.boxed()).expect("room");
+            deliveries.begin(&only("f"), None, deliveries.room(1).expect("room"), work.boxed()).expect("room");
         }
         gate.add_permits(count);
         done.notified().await;
         assert_eq!(*begun.lock().expect("no panic"), (0..count).collect::<Vec<_>>());
+    }
+
+    /// Handlers that tell when they begin, and end when they are let.
+    struct Handlers {
+        deliveries: Deliveries,
+        told: mpsc::UnboundedSender<&'static str>,
+        begun: UnboundedReceiver<&'static str>,
+        gate: Arc<Semaphore>,
+    }
+
+    impl Handlers {
+        fn new() -> Self {
+            let (told, begun) = mpsc::unbounded_channel();
+            Self { deliveries: Deliveries::new(), told, begun, gate: Arc::new(Semaphore::new(0)) }
+        }
+
+        fn begin(&self, binding: &str, lane: Option<&str>, name: &'static str) -> Result<(), Overloaded> {
+            let (told, gate) = (self.told.clone(), Arc::clone(&self.gate));
+            let work = async move {
+                let _ = told.send(name);
+                gate.acquire().await.expect("open").forget();
+            };
+            let room = self.deliveries.room(1).expect("room");
+            self.deliveries.begin(&bound(binding, "f"), lane, room, work.boxed())
+        }
+
+        async fn next(&mut self) -> &'static str {
+            timeout(DEADLINE, self.begun.recv()).await.expect("in time").expect("a delivery")
+        }
+    }
+
+    #[tokio::test]
+    async fn one_of_a_lane_begins_when_the_one_before_it_has_ended_and_no_other_lane_waits_for_it() {
+        let mut handlers = Handlers::new();
+        for (binding, lane, name) in [
+            ("b", Some("x"), "x1"),
+            ("b", Some("x"), "x2"),
+            ("b", Some("y"), "y1"),
+            ("b", Some("x"), "x3"),
+            ("c", Some("x"), "another binding"),
+            ("b", None, "of no lane"),
+        ] {
+            handlers.begin(binding, lane, name).expect("room");
+        }
+        let mut begun = Vec::new();
+        for _ in 0..4 {
+            begun.push(handlers.next().await);
+        }
+        assert_eq!(begun, ["x1", "y1", "another binding", "of no lane"]);
+        assert!(handlers.begun.try_recv().is_err(), "x2 has begun before x1 has ended");
+        handlers.gate.add_permits(4);
+        assert_eq!(handlers.next().await, "x2");
+        assert!(handlers.begun.try_recv().is_err(), "x3 has begun before x2 has ended");
+        handlers.gate.add_permits(1);
+        assert_eq!(handlers.next().await, "x3");
+    }
+
+    #[tokio::test]
+    async fn what_waits_in_a_lane_is_bounded_and_what_comes_later_is_dropped() {
+        let mut handlers = Handlers::new();
+        for _ in 0..=PER_LANE.waiting {
+            handlers.begin("b", Some("x"), "early").expect("room");
+        }
+        handlers.begin("b", Some("x"), "late").expect_err("no room");
+        handlers.begin("b", Some("y"), "another lane").expect("room");
+        assert_eq!([handlers.next().await, handlers.next().await], ["early", "another lane"]);
+        handlers.gate.add_permits(2);
+        assert_eq!(handlers.next().await, "early");
+        handlers.begin("b", Some("x"), "after").expect("room again");
+        handlers.gate.add_permits(Semaphore::MAX_PERMITS / 2);
+        for _ in 2..=PER_LANE.waiting {
+            assert_eq!(handlers.next().await, "early");
+        }
+        assert_eq!(handlers.next().await, "after");
     }
 
     #[tokio::test]
@@ -358,7 +574,7 @@ mod tests {
         let work = async move {
             let _ = done.send(());
         };
-        deliveries.begin("f", whole, work.boxed()).expect("room");
+        deliveries.begin(&only("f"), None, whole, work.boxed()).expect("room");
         wait.await.expect("delivered");
         while deliveries.room(1).is_err() {
             tokio::task::yield_now().await;

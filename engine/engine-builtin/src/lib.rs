@@ -25,10 +25,7 @@ mod pipe;
 pub use builtin::{Binding, Builtin, BuiltinError, Settings};
 pub use call::{Answer, Call, Reply, Trace, decode, encode, no_function};
 pub use condition::is_met;
-pub use deliveries::{
-    Deliveries, MAX_BYTES, MAX_BYTES_PER_FUNCTION, MAX_IN_FLIGHT, MAX_IN_FLIGHT_PER_FUNCTION, MAX_WAITING,
-    MAX_WAITING_PER_FUNCTION, Overloaded, Room,
-};
+pub use deliveries::{Deliveries, Limits, Overloaded, PER_BINDING, PER_LANE, PER_VM, Recipient, Room};
 pub use engine::{Engine, EngineApi, Invocation, Stats};
 pub use log_limit::LogLimit;
 pub use name::{MAX_NAME_BYTES, name, optional_name};

@@ -105,9 +105,23 @@ impl Router {
     pub(crate) fn forget(&mut self, answer: Uuid) {
         let is_it = |pending: &Pending| pending.caller == Some(Caller::Engine(answer));
         if self.pending.get(&answer).is_some_and(is_it) {
-            self.pending.remove(&answer);
+            self.forget_call(answer);
         } else {
-            self.pending.retain(|_, pending| !is_it(pending));
+            self.forget_calls(is_it);
+        }
+    }
+
+    /// Nobody waits any more for the answers to these.
+    pub(crate) fn forget_calls(&mut self, which: impl Fn(&Pending) -> bool) {
+        let ids: Vec<Uuid> = self.pending.iter().filter(|(_, pending)| which(pending)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.forget_call(id);
+        }
+    }
+
+    fn forget_call(&mut self, id: Uuid) {
+        if let Some(pending) = self.pending.remove(&id) {
+            self.forgotten.add(pending.executor, id);
         }
     }
 
@@ -142,23 +156,17 @@ impl Router {
         };
         let (executor, is_request) = (provider.conn, provider.function.invocation.is_some());
         self.counts.called(&call.function_id);
-        // The caller's id names the call all the way, unless another caller uses the same one at the moment.
+        // The caller's id names the call all the way, unless another call that may still be answered has the same one.
+        let id = match caller {
+            Some(Caller::Worker(_, id) | Caller::Engine(id))
+                if !self.is_in_use(executor, id) && self.forgotten.has_room(executor) =>
+            {
+                id
+            }
+            _ => self.unused_id(executor),
+        };
         let pending = Pending { executor, from, caller, function_id: known_as, since_us: self.now_us };
-        let fresh = self.fresh_id();
-        let asked = match caller {
-            Some(Caller::Worker(_, id) | Caller::Engine(id)) => id,
-            None => fresh,
-        };
-        let id = match self.pending.entry(asked) {
-            Entry::Vacant(place) => {
-                place.insert(pending);
-                asked
-            }
-            Entry::Occupied(_) => {
-                self.pending.insert(fresh, pending);
-                fresh
-            }
-        };
+        self.pending.insert(id, pending);
         call.invocation_id = Some(id);
         call.action = None;
         if let Some(connection) = from.and_then(|from| self.connections.get_mut(&from)) {
@@ -177,17 +185,30 @@ impl Router {
         }
     }
 
+    /// Whether a call that may still be answered has this id.
+    fn is_in_use(&self, executor: ConnId, id: Uuid) -> bool {
+        self.pending.contains_key(&id) || self.forgotten.contains(executor, id)
+    }
+
+    fn unused_id(&mut self, executor: ConnId) -> Uuid {
+        loop {
+            let id = self.fresh_id();
+            if !self.is_in_use(executor, id) {
+                return id;
+            }
+        }
+    }
+
     pub(crate) fn is_builtin(&self, conn: ConnId) -> bool {
         self.connections.get(&conn).is_some_and(|connection| connection.builtin.is_some())
     }
 
     pub(crate) fn result(&mut self, conn: ConnId, mut result: Box<InvocationResult>) {
         // Unknown: answered, stopped, or its caller has left. From another than the executor: not its to answer.
-        let Entry::Occupied(place) = self.pending.entry(result.invocation_id) else { return };
-        if place.get().executor != conn {
-            return;
-        }
-        let pending = place.remove();
+        let pending = match self.pending.entry(result.invocation_id) {
+            Entry::Occupied(place) if place.get().executor == conn => place.remove(),
+            _ => return self.forgotten.answered(conn, result.invocation_id),
+        };
         self.landed(pending.from);
         self.counts.ended(result.error.is_none(), self.now_us.saturating_sub(pending.since_us));
         match pending.caller {

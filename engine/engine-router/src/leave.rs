@@ -22,7 +22,8 @@ impl Router {
             let error = ErrorBody::new("invocation_stopped", "Invocation stopped");
             self.answer_caller(pending.caller, &pending.function_id, Err(error));
         }
-        self.pending.retain(|_, pending| !matches!(pending.caller, Some(Caller::Worker(caller, _)) if caller == conn));
+        self.forgotten.left(conn);
+        self.forget_calls(|pending| matches!(pending.caller, Some(Caller::Worker(caller, _)) if caller == conn));
         let bound: Vec<String> =
             self.triggers.iter().filter(|(_, trigger)| trigger.owner == conn).map(|(id, _)| id.clone()).collect();
         for id in bound {
@@ -47,7 +48,12 @@ impl Router {
         });
         if let Some((previous, _)) = previous {
             let previous = *previous;
+            // What it was asked on the old connection it may answer on the new one.
+            let begun = self.pending.iter().filter(|(_, pending)| pending.executor == previous);
+            let begun: Vec<_> = begun.map(|(id, _)| *id).collect();
+            self.forgotten.moved(previous, conn);
             self.leave(previous);
+            begun.into_iter().for_each(|id| self.forgotten.add(conn, id));
             self.effects.push(Effect::Close { conn: previous });
         }
     }

@@ -8,6 +8,7 @@
 //!                        ├─ session     what workers of a guarded listener may do
 //!                        ├─ limits      how much a connection may register
 //!                        ├─ counts      how many calls, and how long they took
+//!                        ├─ forgotten   calls that nobody waits for, and that may still be answered
 //!                        └─ leave       what goes when a connection goes
 //!                             └─► Effects
 //! ```
@@ -15,13 +16,15 @@
 //!
 //! Always true:
 //! - Each accepted call that asked for an answer gets exactly one, unless its caller has left.
-//! - Only the connection that a call was sent to can answer it.
+//! - Only the connection that a call was sent to can answer it. No two calls that it has not answered have one id,
+//!   whoever still waits for them.
 //! - A worker in a VM neither changes what runs on the host nor stands in for those who do.
 //! - What a connection can leave in memory is bounded, calls in flight excepted.
 //! - What has moved to a newer connection is not removed by the late end of an older one.
 
 mod counts;
 mod discovery;
+mod forgotten;
 mod guests;
 mod invoke;
 mod leave;

@@ -1,6 +1,7 @@
 //! What the router knows, and the one door to change it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use engine_protocol::{
     ErrorBody, InvocationResult, InvokeFunction, Message, Payload, RegisterFunction, RegisterTrigger,
@@ -10,6 +11,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::counts::Counts;
+use crate::forgotten::Forgotten;
 use crate::limits::{Held, Weight};
 use crate::session::Session;
 use crate::triggers::{Trigger, TriggerType};
@@ -103,6 +105,8 @@ pub enum Effect {
         conn: ConnId,
         trigger: RegisterTrigger,
         owner: Option<Uuid>,
+        /// Of a worker in one of our VMs: its name.
+        vm: Option<String>,
     },
     Unbind {
         conn: ConnId,
@@ -196,6 +200,7 @@ pub struct Router {
     /// Live providers of each function, newest last.
     pub(crate) functions: BTreeMap<String, Vec<Provider>>,
     pub(crate) pending: HashMap<Uuid, Pending>,
+    pub(crate) forgotten: Forgotten,
     /// Live providers of each type, newest last.
     pub(crate) trigger_types: BTreeMap<String, Vec<TriggerType>>,
     pub(crate) triggers: BTreeMap<String, Trigger>,
@@ -220,6 +225,7 @@ impl Router {
             connections: BTreeMap::new(),
             functions: BTreeMap::new(),
             pending: HashMap::new(),
+            forgotten: Forgotten::default(),
             trigger_types: BTreeMap::new(),
             triggers: BTreeMap::new(),
             announced: HashSet::new(),
@@ -428,8 +434,14 @@ impl Router {
         );
     }
 
+    /// An id that nobody guesses: else a caller could be using the next ones.
     pub(crate) fn fresh_id(&mut self) -> Uuid {
-        self.next_id = self.next_id.wrapping_add(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
-        uuid::Builder::from_random_bytes(self.next_id.to_be_bytes()).into_uuid()
+        self.next_id = self.next_id.wrapping_add(1);
+        let half = |which: u8| {
+            let mut hasher = DefaultHasher::new();
+            (self.next_id, which).hash(&mut hasher);
+            u128::from(hasher.finish())
+        };
+        uuid::Builder::from_random_bytes((half(0) << 64 | half(1)).to_be_bytes()).into_uuid()
     }
 }

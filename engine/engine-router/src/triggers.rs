@@ -118,8 +118,10 @@ impl Router {
 
     fn tell_bound(&mut self, provider: ConnId, trigger: RegisterTrigger, owner: ConnId) {
         if self.is_builtin(provider) {
-            let owner = self.connections.get(&owner).map(|connection| connection.worker);
-            self.effects.push(Effect::Bind { conn: provider, trigger, owner });
+            let owner = self.connections.get(&owner);
+            let vm = owner.and_then(|connection| connection.vm_worker.clone());
+            let owner = owner.map(|connection| connection.worker);
+            self.effects.push(Effect::Bind { conn: provider, trigger, owner, vm });
         } else {
             self.send(provider, Message::from(trigger));
         }

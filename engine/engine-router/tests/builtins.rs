@@ -190,7 +190,10 @@ fn bindings_reach_a_built_in_worker_also_those_made_before_it_came() {
     let effects = router.step(0, Input::Installed(Box::new(installed)));
     assert!(matches!(&effects[..], [Effect::Bind { trigger, .. }] if trigger.id == "early"), "{effects:?}");
     let effects = receive(&mut router, OPEN, trigger("late", "state", "a::b", json!({})));
-    assert!(matches!(&effects[..], [Effect::Bind { owner: Some(_), .. }]), "{effects:?}");
+    assert!(matches!(&effects[..], [Effect::Bind { owner: Some(_), vm: None, .. }]), "{effects:?}");
+    open(&mut router, GUEST, Session::default());
+    let effects = receive(&mut router, GUEST, trigger("guest's", "state", "a::b", json!({})));
+    assert!(matches!(&effects[..], [Effect::Bind { vm: Some(vm), .. }] if vm == "in-a-vm"), "{effects:?}");
     // An id that moves to another type is not bound twice.
     receive(
         &mut router,

@@ -69,18 +69,7 @@ impl World {
     fn call(&mut self, conn: u64, id: &str, data: &Value, action: Option<Action>) -> Uuid {
         self.next_call += 1;
         let invocation = Uuid::from_u128(self.next_call);
-        self.say(
-            conn,
-            Message::from(InvokeFunction {
-                invocation_id: Some(invocation),
-                function_id: id.to_owned(),
-                data: Some(raw(data).expect("JSON").into()),
-                traceparent: None,
-                baggage: None,
-                action,
-                metadata: None,
-            }),
-        );
+        self.say(conn, invoke(Some(invocation), id, data, action));
         invocation
     }
 
@@ -119,6 +108,18 @@ impl World {
         })
         .collect()
     }
+}
+
+fn invoke(invocation_id: Option<Uuid>, id: &str, data: &Value, action: Option<Action>) -> Message {
+    Message::from(InvokeFunction {
+        invocation_id,
+        function_id: id.to_owned(),
+        data: Some(raw(data).expect("JSON").into()),
+        traceparent: None,
+        baggage: None,
+        action,
+        metadata: None,
+    })
 }
 
 #[test]
@@ -170,6 +171,83 @@ fn a_call_reaches_the_owner_and_its_answer_the_caller() {
     world.answer(2, call);
     world.answer(2, call);
     assert_eq!(world.answers(1, call), [Ok(())]);
+}
+
+/// Ids of calls are the callers' choice: two of them, or the engine and one of them, may choose the same.
+#[test]
+fn an_id_that_is_used_again_does_not_get_the_answer_to_the_call_before() {
+    let id = Uuid::from_u128(1);
+    for engine_forgets in [false, true] {
+        let mut world = World::new();
+        for conn in 1..=3 {
+            world.open(conn);
+        }
+        world.register(3, "a::b");
+        if engine_forgets {
+            let Message::InvokeFunction(call) = invoke(None, "a::b", &json!("first"), None) else { unreachable!() };
+            world.step(Input::Call { call, answer: Some(id) });
+            world.step(Input::Forget { answer: id });
+        } else {
+            world.say(1, invoke(Some(id), "a::b", &json!("first"), None));
+            world.step(Input::Closed { conn: ConnId(1) });
+        }
+        world.say(2, invoke(Some(id), "a::b", &json!("second"), None));
+        let [first, second] = world.asked(3)[..] else { panic!("two calls") };
+        let (first, second) = (first.invocation_id.expect("an id"), second.invocation_id.expect("an id"));
+        assert_ne!(first, second);
+        world.answer(3, first);
+        assert_eq!(world.answers(2, id), [], "the answer to another call");
+        world.answer(3, second);
+        assert_eq!(world.answers(2, id), [Ok(())]);
+        world.say(2, invoke(Some(id), "a::b", &json!("third"), None));
+        assert_eq!(world.asked(3)[2].invocation_id, Some(id), "the first was answered: its id is free again");
+    }
+}
+
+#[test]
+fn an_executor_that_comes_back_does_not_answer_another_call_than_it_was_asked() {
+    let [first, left] = [1, 2].map(Uuid::from_u128);
+    let mut world = World::new();
+    for conn in 1..=4 {
+        world.open(conn);
+    }
+    world.register(3, "a::b");
+    world.say(1, invoke(Some(first), "a::b", &json!(1), None));
+    world.say(4, invoke(Some(left), "a::b", &json!(2), None));
+    world.step(Input::Closed { conn: ConnId(4) });
+    world.open(5);
+    let token = Some("token-3".to_owned());
+    world.say(5, Message::Reattach(Reattach { previous_worker_id: Uuid::from_u128(3), reattach_token: token }));
+    assert_eq!(world.answers(1, first), [Err("invocation_stopped".into())]);
+    world.register(5, "a::b");
+    for id in [first, left] {
+        world.say(2, invoke(Some(id), "a::b", &json!(3), None));
+        // What it had begun before, said on its new connection.
+        world.answer(5, id);
+        assert_eq!(world.answers(2, id), []);
+    }
+    let asked: Vec<Uuid> = world.asked(5).iter().filter_map(|call| call.invocation_id).collect();
+    for id in asked {
+        world.answer(5, id);
+    }
+    assert_eq!([first, left].map(|id| world.answers(2, id).len()), [1, 1]);
+}
+
+/// A caller that knows what the engine will call the next call, and calls its own so.
+#[test]
+fn an_id_of_the_engines_own_is_none_that_is_in_use() {
+    let call_and_void = |world: &mut World, id: Uuid| {
+        world.open(1);
+        world.open(2);
+        world.register(2, "a::b");
+        world.say(1, invoke(Some(id), "a::b", &json!(1), None));
+        world.call(1, "a::b", &json!(1), Some(Action::Void));
+        let [first, second] = world.asked(2)[..] else { panic!("two calls") };
+        assert_ne!(first.invocation_id, second.invocation_id);
+        second.invocation_id.expect("an id")
+    };
+    let next = call_and_void(&mut World::new(), Uuid::from_u128(1));
+    call_and_void(&mut World::new(), next);
 }
 
 /// Connection 9 comes from a VM.

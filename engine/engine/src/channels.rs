@@ -4,7 +4,8 @@
 //! created ─► one end attached ─► both attached ─► writer ends ─► reader drained ─► gone
 //!    └── 5 minutes without both ends: gone
 //! ```
-//! The buffer is bounded by items and by bytes: while it is full the writer's socket is not read.
+//! The buffer is bounded by items and by bytes: while it is full the writer's socket is not read. An item is one WebSocket
+//! message, in frames of a size that every peer takes.
 //!
 //! A writer ends with a Close frame. One that breaks off without is told to its reader by another code than an orderly
 //! end has: half a file must not look like a whole one.
@@ -13,11 +14,19 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use bytes::Bytes;
 use engine_builtin::{Item, PipeReader, PipeWriter, pipe};
-use engine_protocol::{ChannelRef, Direction, ErrorBody};
+use engine_protocol::{ChannelRef, Direction, ErrorBody, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES};
 use engine_router::ConnId;
+use futures_util::{SinkExt, StreamExt};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use serde::Serialize;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 use uuid::Uuid;
 
 /// How long a channel waits for both of its ends.
@@ -176,8 +185,13 @@ impl Channel {
     }
 }
 
+type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
 /// Carries one end until it is through.
-pub(crate) async fn carry(mut socket: WebSocket, end: End) {
+pub(crate) async fn carry(connection: TokioIo<Upgraded>, end: End) {
+    let limits =
+        WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE_BYTES)).max_frame_size(Some(MAX_FRAME_BYTES));
+    let mut socket = Socket::from_raw_socket(connection, Role::Server, Some(limits)).await;
     match end {
         End::Taken => drop(socket.send(Message::Close(None)).await),
         End::Writer(writer) => take_in(socket, writer).await,
@@ -186,17 +200,17 @@ pub(crate) async fn carry(mut socket: WebSocket, end: End) {
 }
 
 /// Reads items as the reader takes them: while the buffer is full the socket is not read.
-async fn take_in(mut socket: WebSocket, writer: Writer) {
+async fn take_in(mut socket: Socket, writer: Writer) {
     loop {
         let item = tokio::select! {
-            item = socket.recv() => item,
+            item = socket.next() => item,
             // The reader has left: the writer must not go on for nobody.
             () = writer.pipe.reader_gone() => return,
         };
         let item = match item {
             Some(Ok(Message::Binary(bytes))) => Item::Binary(bytes),
             Some(Ok(Message::Text(text))) => Item::Text(text.as_str().to_owned()),
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
             Some(Ok(Message::Close(said))) => {
                 if is_orderly(said.as_ref()) {
                     writer.pipe.finish();
@@ -213,34 +227,30 @@ async fn take_in(mut socket: WebSocket, writer: Writer) {
 
 /// A writer that closes because of an error, or because its page or process goes away, says so by its code.
 fn is_orderly(close: Option<&CloseFrame>) -> bool {
-    close.is_none_or(|close| matches!(close.code, close_code::NORMAL | close_code::STATUS))
+    close.is_none_or(|close| matches!(close.code, CloseCode::Normal | CloseCode::Status))
 }
 
-async fn give_out(mut socket: WebSocket, mut reader: Reader) {
+async fn give_out(mut socket: Socket, mut reader: Reader) {
     loop {
         tokio::select! {
             // First what is there, then what the peer says: a close must not overtake data.
             biased;
             item = reader.pipe.next() => match item {
                 Some(item) => {
-                    let message = match item {
-                        Item::Binary(bytes) => Message::Binary(bytes),
-                        Item::Text(text) => Message::Text(text.into()),
-                    };
-                    if socket.send(message).await.is_err() {
+                    if send(&mut socket, item).await.is_err() {
                         return;
                     }
                 }
                 None => {
                     let broken = (!reader.pipe.is_whole()).then(|| CloseFrame {
-                        code: close_code::ERROR,
+                        code: CloseCode::Error,
                         reason: "the writer broke off".into(),
                     });
                     let _ = socket.send(Message::Close(broken)).await;
                     return part(socket).await;
                 }
             },
-            said = socket.recv() => match said {
+            said = socket.next() => match said {
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return,
                 Some(Ok(_)) => {}
             },
@@ -248,9 +258,26 @@ async fn give_out(mut socket: WebSocket, mut reader: Reader) {
     }
 }
 
+/// One item, in as many frames as it takes.
+async fn send(socket: &mut Socket, item: Item) -> Result<(), SocketError> {
+    let (mut rest, mut kind) = match item {
+        Item::Binary(bytes) => (bytes, Data::Binary),
+        Item::Text(text) => (Bytes::from(text), Data::Text),
+    };
+    loop {
+        let piece = rest.split_to(rest.len().min(MAX_FRAME_BYTES));
+        let frame = Frame::message(piece, OpCode::Data(kind), rest.is_empty());
+        socket.send(Message::Frame(frame)).await?;
+        if rest.is_empty() {
+            return Ok(());
+        }
+        kind = Data::Continue;
+    }
+}
+
 /// Lets both Close frames pass, so that the peer sees an orderly end of its socket.
-async fn part(mut socket: WebSocket) {
-    let _ = tokio::time::timeout(PARTING, async { while let Some(Ok(_)) = socket.recv().await {} }).await;
+async fn part(mut socket: Socket) {
+    let _ = tokio::time::timeout(PARTING, async { while let Some(Ok(_)) = socket.next().await {} }).await;
 }
 
 #[cfg(test)]

@@ -412,7 +412,7 @@ impl Hub {
                             }
                         }
                     }
-                    Effect::Bind { conn, trigger, owner } => {
+                    Effect::Bind { conn, trigger, owner, vm } => {
                         let Some(builtin) = state.builtins.get(&conn).map(Arc::clone) else { continue };
                         let config = trigger.config.as_ref().and_then(|config| serde_json::from_str(config.get()).ok());
                         let binding = Binding {
@@ -421,6 +421,7 @@ impl Hub {
                             function_id: trigger.function_id.clone(),
                             config: config.unwrap_or(Value::Null),
                             owner,
+                            vm,
                         };
                         if let Err(error) = builtin.bind(binding) {
                             let message = Message::from(TriggerRegistrationResult {

@@ -168,16 +168,14 @@ struct ChannelQuery {
 async fn channel(
     UrlPath(id): UrlPath<String>,
     query: Query<ChannelQuery>,
-    upgrade: WebSocketUpgrade,
     State(shared): State<Shared>,
+    upgrade: Upgrade,
 ) -> Response {
     match shared.hub.channels.attach(&id, &query.key, query.dir) {
         None => (StatusCode::NOT_FOUND, "Channel not found").into_response(),
-        Some(end) => upgrade.max_message_size(MAX_MESSAGE_BYTES).max_frame_size(MAX_FRAME_BYTES).on_upgrade(
-            move |socket| async move {
-                shared.stop.run_until_cancelled(channels::carry(socket, end)).await;
-            },
-        ),
+        Some(end) => upgrade.serve(move |connection| async move {
+            shared.stop.run_until_cancelled(channels::carry(connection, end)).await;
+        }),
     }
 }
 

@@ -47,6 +47,8 @@ pub(crate) struct Expected {
     workers: BTreeSet<ConnId>,
     builtins: BTreeSet<ConnId>,
     handed: HashMap<Uuid, Handed>,
+    /// What executors have not answered, whether or not anybody waits for it: under its id there is no other.
+    open: BTreeSet<(Uuid, ConnId)>,
     channels: Vec<Channel>,
     /// Answers that this step has to bring.
     due: Vec<Caller>,
@@ -61,6 +63,7 @@ impl Expected {
             workers: BTreeSet::new(),
             builtins: BTreeSet::new(),
             handed: HashMap::new(),
+            open: BTreeSet::new(),
             channels: Vec::new(),
             due: Vec::new(),
             asked: None,
@@ -69,9 +72,7 @@ impl Expected {
 
     /// Calls that can be answered, and by whom; always in the same order.
     pub(crate) fn under_way(&self) -> Vec<(Uuid, ConnId)> {
-        let mut calls: Vec<(Uuid, ConnId)> = self.handed.iter().map(|(id, handed)| (*id, handed.executor)).collect();
-        calls.sort_unstable();
-        calls
+        self.open.iter().copied().collect()
     }
 
     pub(crate) fn next_channel(&mut self) -> Option<Channel> {
@@ -85,12 +86,16 @@ impl Expected {
     pub(crate) fn step(&mut self, input: Input) -> Vec<&'static str> {
         self.now_us += 1;
         self.foresee(&input);
+        let from = if let Input::Received { conn, .. } = &input { Some(*conn) } else { None };
         let effects = self.router.step(self.now_us, input);
         for effect in &effects {
             // Somebody has reattached: what it has left behind is gone by then.
             if let Effect::Close { conn } = effect {
                 assert!(self.workers.contains(conn), "{conn:?} is closed and not there");
+                // It may answer on its new connection what it was asked on the old one.
+                let asked: Vec<Uuid> = self.open.iter().filter(|(_, of)| of == conn).map(|(id, _)| *id).collect();
                 self.leaves(*conn);
+                self.open.extend(asked.into_iter().zip(from.into_iter().cycle()));
             }
         }
         let words = effects.into_iter().map(|effect| self.check(effect)).collect();
@@ -133,6 +138,7 @@ impl Expected {
                 self.asked = Some(Asked { caller, refusable: Some(conn), is_own });
             }
             Message::InvocationResult(result) => {
+                self.open.remove(&(result.invocation_id, conn));
                 let is_its_own = self.handed.get(&result.invocation_id).is_some_and(|handed| handed.executor == conn);
                 if is_its_own {
                     let handed = self.handed.remove(&result.invocation_id);
@@ -158,6 +164,7 @@ impl Expected {
     fn leaves(&mut self, conn: ConnId) {
         self.workers.remove(&conn);
         self.builtins.remove(&conn);
+        self.open.retain(|(_, executor)| *executor != conn);
         let (left, stays): (HashMap<_, _>, _) =
             std::mem::take(&mut self.handed).into_iter().partition(|(_, handed)| handed.executor == conn);
         let callers = left.into_values().filter_map(|handed| handed.caller);
@@ -217,6 +224,8 @@ impl Expected {
         let id = id.expect("a call that is handed on has an id");
         let before = self.handed.insert(id, Handed { executor, caller });
         assert!(before.is_none(), "two calls under way have the id {id}");
+        let is_new = self.open.insert((id, executor));
+        assert!(is_new, "{executor:?} has another call with the id {id}, which may get the answer to this one");
     }
 
     fn is_answered(&mut self, caller: Caller, code: Option<&str>) -> &'static str {

@@ -88,7 +88,14 @@ async fn cron(settings: Value, clock: Arc<dyn Clock>) -> (Cron, mpsc::UnboundedR
 }
 
 fn binding(id: &str, config: Value) -> Binding {
-    Binding { id: id.into(), trigger_type: "cron".into(), function_id: "report::send".into(), config, owner: None }
+    Binding {
+        id: id.into(),
+        trigger_type: "cron".into(),
+        function_id: "report::send".into(),
+        config,
+        owner: None,
+        vm: None,
+    }
 }
 
 fn every(expression: &str) -> Value {

@@ -154,7 +154,14 @@ pub(super) fn bind(http: &Http, id: &str, config: Value) {
 }
 
 pub(super) fn try_bind(http: &Http, id: &str, config: Value) -> Result<(), ErrorBody> {
-    http.bind(Binding { id: id.into(), trigger_type: "http".into(), function_id: id.into(), config, owner: None })
+    http.bind(Binding {
+        id: id.into(),
+        trigger_type: "http".into(),
+        function_id: id.into(),
+        config,
+        owner: None,
+        vm: None,
+    })
 }
 
 /// A connection of a client.

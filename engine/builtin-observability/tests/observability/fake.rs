@@ -1,4 +1,4 @@
-//! An engine that answers nothing and remembers every call.
+//! An engine that answers nothing and remembers every call. Its function `hangs` never ends.
 
 use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::time::Duration;
@@ -28,8 +28,12 @@ pub(crate) struct FakeEngine {
 impl EngineApi for FakeEngine {
     fn call(&self, invocation: Invocation) -> BoxFuture<'static, Answer> {
         self.ask_back("call");
+        let hangs = invocation.function_id == "hangs";
         self.calls.lock().expect("a lock").push(invocation);
         self.called.notify_waiters();
+        if hangs {
+            return Box::pin(std::future::pending());
+        }
         Box::pin(async { Ok(None) })
     }
 
@@ -142,6 +146,7 @@ pub(crate) fn bind(worker: &Observability, trigger_type: &str, function_id: &str
         function_id: function_id.to_owned(),
         config,
         owner: None,
+        vm: None,
     };
     worker.bind(binding).map_err(|error| error.code)
 }

@@ -42,6 +42,19 @@ async fn a_log_call_is_kept_with_the_trace_of_its_caller() {
 }
 
 #[tokio::test]
+async fn a_handler_of_logs_that_hangs_costs_the_others_no_log() {
+    let (engine, worker) = started(json!({"logs_console_output": false})).await;
+    bind(&worker, "log", "hangs", Value::Null).expect("bound");
+    bind(&worker, "log", "answers", Value::Null).expect("bound");
+    for number in 1..=1000 {
+        ask(&worker, "engine::log::info", json!({"message": "m"})).expect("logged");
+        engine.called("answers", |calls| calls.len() == number).await;
+    }
+    assert_eq!(engine.calls("hangs").len(), engine_builtin::PER_BINDING.in_flight);
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn log_triggers_fire_for_exactly_their_level_and_not_for_what_their_handlers_log() {
     let (engine, worker) = started(json!({})).await;
     bind(&worker, "log", "on::warn", json!({"level": "warn"})).expect("bound");

@@ -121,8 +121,14 @@ pub(crate) async fn answered(reply: Reply) -> Answer {
 
 pub(crate) fn bind(builtin: &Arc<dyn Builtin>, trigger_type: &str, function_id: &str, config: Value) {
     let id = format!("{trigger_type} {function_id}");
-    let binding =
-        Binding { id, trigger_type: trigger_type.into(), function_id: function_id.into(), config, owner: None };
+    let binding = Binding {
+        id,
+        trigger_type: trigger_type.into(),
+        function_id: function_id.into(),
+        config,
+        owner: None,
+        vm: None,
+    };
     builtin.bind(binding).expect("bound");
 }
 

@@ -65,6 +65,30 @@ async fn no_more_calls_are_in_flight_than_the_queue_allows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn calls_that_hang_keep_a_queue_no_longer_than_it_allows() {
+    let (fake, folder) = (FakeEngine::new(), tempfile::tempdir().expect("a folder"));
+    let mut settings = kept_in(&folder);
+    settings["queue_configs"] = json!({ "q": { "timeout_ms": 50, "max_retries": 2, "backoff_ms": 1 } });
+    let worker = worker(&fake, settings).await;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    fake.offer("hangs", move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        std::future::pending()
+    });
+    let mut answers = fake.note("answers");
+    for number in 0..10 {
+        enqueue(&worker, "q", "hangs", json!(number)).await.expect("a receipt");
+    }
+    enqueue(&worker, "q", "answers", json!("behind them")).await.expect("a receipt");
+    assert_eq!(next(&mut answers).await.0, json!("behind them"));
+    has(&worker, "q", 0, 10).await;
+    assert_eq!(calls.load(Ordering::SeqCst), 20, "each was tried again");
+    let dead = ask(&worker, "engine::queue::dlq_messages", json!({ "topic": "q" })).await;
+    assert_eq!((&dead[0]["error"], &dead[0]["retries"]), (&json!("no answer within 50 ms"), &json!(2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn groups_of_a_fifo_queue_keep_their_order_over_failures_and_a_restart() {
     let (fake, folder) = (FakeEngine::new(), tempfile::tempdir().expect("a folder"));
     let mut settings = kept_in(&folder);

@@ -94,6 +94,7 @@ async fn a_trigger_that_is_registered_again_is_one_consumer() {
         function_id: "f".into(),
         config: json!({ "topic": "t" }),
         owner: None,
+        vm: None,
     };
     worker.bind(replica).expect("bound");
     publish(&worker, "t", json!(1)).await;
@@ -241,6 +242,7 @@ async fn payloads_and_triggers_that_do_not_fit_are_refused() {
         function_id: "f".into(),
         config: json!({ "topic": "t", "queue_config": { "backoffType": "random" } }),
         owner: None,
+        vm: None,
     };
     let error = worker.bind(bad).expect_err("refused");
     assert_eq!(error.code, "trigger_registration_failed");

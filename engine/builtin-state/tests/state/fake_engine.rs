@@ -133,5 +133,5 @@ pub(crate) fn bind(state: &Arc<dyn Builtin>, id: &str, function_id: &str, config
 
 pub(crate) fn binding(id: &str, function_id: &str, config: Value) -> Binding {
     let (id, function_id) = (id.to_owned(), function_id.to_owned());
-    Binding { id, trigger_type: builtin_state::TRIGGER_TYPE.into(), function_id, config, owner: None }
+    Binding { id, trigger_type: builtin_state::TRIGGER_TYPE.into(), function_id, config, owner: None, vm: None }
 }

@@ -233,6 +233,38 @@ async fn a_handler_that_hangs_costs_the_others_no_event() {
     }
 }
 
+/// Its functions hang, one binding for each; an event for each comes before any for the function that answers.
+#[tokio::test]
+async fn a_vms_worker_with_many_handlers_that_hang_costs_the_others_no_event() {
+    let (engine, mut called) = engine(|call| {
+        let hangs = call.function_id == "hangs";
+        Box::pin(async move { if hangs { std::future::pending().await } else { Ok(None) } })
+    });
+    let state = state(engine, in_memory()).await;
+    for number in 0..20 {
+        let id = format!("hangs {number}");
+        let binding = engine_builtin::Binding { vm: Some("vm".into()), ..binding(&id, "hangs", Value::Null) };
+        state.bind(binding).expect("bound");
+    }
+    bind(&state, "answers", "answers", Value::Null);
+    let large = "x".repeat(1024 * 1024);
+    let mut hanging = 0;
+    for number in 0..200 {
+        // At first small ones: many calls. Then large ones: more than may wait.
+        let value = if number < 100 { json!([number]) } else { json!([number, large]) };
+        set(&state, "s", &format!("k{number}"), value).await;
+        loop {
+            let (function, event) = called.next().await;
+            if function == "answers" {
+                assert_eq!(event["new_value"][0], number);
+                break;
+            }
+            hanging += 1;
+        }
+    }
+    assert_eq!(hanging, engine_builtin::PER_VM.in_flight);
+}
+
 #[tokio::test]
 async fn a_handler_that_never_answers_is_given_up_and_the_next_event_follows() {
     let (engine, mut called) = engine(|_| Box::pin(std::future::pending()));

@@ -1,7 +1,10 @@
 //! What each function answers, and whom it tells.
 
-use engine_builtin::{Builtin, ErrorBody};
+use std::sync::Arc;
+
+use engine_builtin::{Builtin, ErrorBody, PER_LANE};
 use serde_json::{Value, json};
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::fake::{FakeEngine, bind, next, unbind};
 use crate::{in_memory, item, item_with, worker};
@@ -88,6 +91,87 @@ async fn handlers_get_the_event_with_their_writers_order_and_only_what_they_aske
     assert!(all.try_recv().is_err());
 }
 
+/// Two functions that note each event and answer when they are let.
+fn gated(fake: &Arc<FakeEngine>) -> (mpsc::UnboundedReceiver<(&'static str, Value)>, Arc<Semaphore>) {
+    let (told, heard) = mpsc::unbounded_channel();
+    let gate = Arc::new(Semaphore::new(0));
+    for function in ["first", "second"] {
+        let (told, gate) = (told.clone(), Arc::clone(&gate));
+        fake.offer(function, move |event| {
+            let _ = told.send((function, event["event"]["data"].clone()));
+            let gate = Arc::clone(&gate);
+            async move {
+                gate.acquire().await.expect("open").forget();
+                Ok(Value::Null)
+            }
+        });
+    }
+    (heard, gate)
+}
+
+#[tokio::test]
+async fn events_of_an_item_take_turns_and_neither_writers_nor_other_items_nor_other_handlers_wait() {
+    let fake = FakeEngine::new();
+    let worker = worker(&fake, in_memory()).await;
+    let (mut heard, gate) = gated(&fake);
+    bind(&worker.builtin, "stream", "first", json!({ "stream_name": "chat" }));
+    bind(&worker.builtin, "stream", "second", json!({ "stream_name": "chat", "item_id": "a" }));
+    for number in 1..=3 {
+        worker.set("room", "a", json!(number)).await;
+    }
+    worker.set("room", "b", json!("b")).await;
+    worker.set("hall", "a", json!("hall")).await;
+    worker.call("send", json!({ "stream_name": "chat", "group_id": "room", "type": "t", "data": "all" })).await;
+    let mut begun = Vec::new();
+    for _ in 0..6 {
+        begun.push(next(&mut heard).await);
+    }
+    begun.sort_by_key(|(function, data)| (*function, data.to_string()));
+    let of_the_group = Value::Null;
+    let of_first = [json!("b"), json!("hall"), json!(1), of_the_group].map(|data| ("first", data));
+    let of_second = [json!("hall"), json!(1)].map(|data| ("second", data));
+    assert_eq!(begun, [&of_first[..], &of_second].concat());
+    assert!(heard.try_recv().is_err(), "the second event of an item before its first was answered");
+    unbind(&worker.builtin, "stream", "second");
+    gate.add_permits(6);
+    assert_eq!(next(&mut heard).await, ("first", json!(2)), "nobody who has gone is called");
+    assert!(heard.try_recv().is_err());
+    gate.add_permits(1);
+    assert_eq!(next(&mut heard).await, ("first", json!(3)));
+}
+
+#[tokio::test]
+async fn a_handler_that_never_answers_is_given_up_and_the_next_event_of_its_item_follows() {
+    let fake = FakeEngine::new();
+    let worker = worker(&fake, in_memory()).await;
+    let (mut heard, _gate) = gated(&fake);
+    bind(&worker.builtin, "stream", "first", json!({ "stream_name": "chat" }));
+    worker.set("room", "a", json!(1)).await;
+    worker.set("room", "a", json!(2)).await;
+    // From here on there is only waiting, and no thread but this one.
+    tokio::time::pause();
+    for number in 1..=2 {
+        assert_eq!(heard.recv().await, Some(("first", json!(number))));
+    }
+}
+
+#[tokio::test]
+async fn what_waits_for_a_handler_is_bounded_and_writes_go_on() {
+    let fake = FakeEngine::new();
+    let worker = worker(&fake, in_memory()).await;
+    let (mut heard, gate) = gated(&fake);
+    bind(&worker.builtin, "stream", "first", json!({ "stream_name": "chat" }));
+    for number in 0..=PER_LANE.waiting + 100 {
+        worker.set("room", "a", json!(number)).await;
+    }
+    gate.add_permits(Semaphore::MAX_PERMITS);
+    for number in 0..=PER_LANE.waiting {
+        assert_eq!(next(&mut heard).await.1, json!(number));
+    }
+    worker.set("room", "a", json!("after")).await;
+    assert_eq!(next(&mut heard).await.1, json!("after"));
+}
+
 #[tokio::test]
 async fn a_binding_without_a_stream_is_refused() {
     let fake = FakeEngine::new();
@@ -99,6 +183,7 @@ async fn a_binding_without_a_stream_is_refused() {
             function_id: "f".into(),
             config,
             owner: None,
+            vm: None,
         };
         assert_eq!(worker.stream.bind(binding).expect_err("refused").code, "trigger_registration_failed");
     }

@@ -2,13 +2,9 @@
 
 use std::time::Duration;
 
-use futures_util::{SinkExt, StreamExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use tokio_tungstenite::tungstenite::Message as Frame;
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{MaybeTlsStream, connect_async};
 
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +13,7 @@ use crate::hub::Hub;
 use crate::listener::Listener;
 use crate::server;
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// A test that waits for longer has failed.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -52,7 +48,7 @@ impl Engine {
         Self { hub, address, serving }
     }
 
-    async fn attach(&self, end: &ChannelRef) -> Socket {
+    async fn attach(&self, end: &ChannelRef) -> Client {
         let direction = if end.direction == Direction::Read { "read" } else { "write" };
         let ChannelRef { channel_id, access_key, .. } = end;
         let url = format!("{}/ws/channels/{channel_id}?key={access_key}&dir={direction}", self.address);
@@ -61,13 +57,13 @@ impl Engine {
 }
 
 /// What the reader gets until its socket ends, with the code and reason of the Close frame.
-async fn read(mut socket: Socket) -> (Vec<String>, Option<(u16, String)>) {
+async fn read(mut socket: Client) -> (Vec<String>, Option<(u16, String)>) {
     let mut items = Vec::new();
     loop {
         let frame = tokio::time::timeout(DEADLINE, socket.next()).await.expect("in time");
         match frame {
-            Some(Ok(Frame::Text(text))) => items.push(text.as_str().to_owned()),
-            Some(Ok(Frame::Close(close))) => {
+            Some(Ok(Message::Text(text))) => items.push(text.as_str().to_owned()),
+            Some(Ok(Message::Close(close))) => {
                 return (items, close.map(|close| (close.code.into(), close.reason.as_str().to_owned())));
             }
             Some(Ok(_)) => {}
@@ -83,10 +79,10 @@ async fn passes(ending: Option<Option<CloseFrame>>, reader_first: bool) -> Optio
     let early = if reader_first { Some(engine.attach(&pair.reader).await) } else { None };
     let mut writer = engine.attach(&pair.writer).await;
     for item in ["one", "two"] {
-        writer.send(Frame::text(item)).await.expect("sent");
+        writer.send(Message::text(item)).await.expect("sent");
     }
     match ending {
-        Some(close) => writer.send(Frame::Close(close)).await.expect("closed"),
+        Some(close) => writer.send(Message::Close(close)).await.expect("closed"),
         None => drop(writer),
     }
     let reader = match early {
@@ -129,10 +125,10 @@ async fn a_channel_holds_four_mebibytes_and_loses_nothing() {
     let mut writer = engine.attach(&pair.writer).await;
     let sending = tokio::spawn(async move {
         for _ in 0..PIECES {
-            writer.send(Frame::binary(vec![1; PIECE_BYTES])).await.expect("sent");
+            writer.send(Message::binary(vec![1; PIECE_BYTES])).await.expect("sent");
         }
         // Larger than the whole buffer, and still carried.
-        writer.send(Frame::binary(vec![2; 6 * 1024 * 1024])).await.expect("sent");
+        writer.send(Message::binary(vec![2; 6 * 1024 * 1024])).await.expect("sent");
         writer.close(None).await.expect("closed");
         while let Some(Ok(_)) = writer.next().await {}
     });
@@ -153,6 +149,43 @@ async fn a_channel_holds_four_mebibytes_and_loses_nothing() {
     assert_eq!((sizes.len(), sizes.pop()), (PIECES + 1, Some(6 * 1024 * 1024)));
     assert!(sizes.iter().all(|size| *size == PIECE_BYTES));
     assert!(reader.pipe.is_whole());
+}
+
+/// The reader is a client as it comes, which takes no frame above 16 MiB.
+#[tokio::test]
+async fn items_larger_than_a_frame_may_be_arrive_whole_and_as_one() {
+    const ITEM_BYTES: usize = 2 * MAX_FRAME_BYTES + 1;
+    let engine = Engine::start().await;
+    let pair = engine.hub.channels.create(Owner::Connection(ConnId(1)), 8).expect("a channel");
+    let mut reader = engine.attach(&pair.reader).await;
+    let mut writer = engine.attach(&pair.writer).await;
+    let sending = tokio::spawn(async move {
+        for kind in [Data::Binary, Data::Text] {
+            let [first, second] = [(OpCode::Data(kind), false), (OpCode::Data(Data::Continue), false)]
+                .map(|(code, last)| Frame::message(vec![b'x'; MAX_FRAME_BYTES], code, last));
+            let third = Frame::message(b"!".to_vec(), OpCode::Data(Data::Continue), true);
+            for piece in [first, second, third] {
+                writer.send(Message::Frame(piece)).await.expect("sent");
+            }
+            writer.send(Message::text("small")).await.expect("sent");
+        }
+        writer.close(None).await.expect("closed");
+        while let Some(Ok(_)) = writer.next().await {}
+    });
+    let mut kinds = Vec::new();
+    while let Ok(Some(frame)) = tokio::time::timeout(DEADLINE, reader.next()).await {
+        let frame = frame.expect("a frame that the client takes");
+        if frame.is_close() {
+            break;
+        }
+        kinds.push((frame.is_text(), frame.len()));
+        if frame.len() == ITEM_BYTES {
+            let data = frame.into_data();
+            assert!(data.starts_with(b"xx") && data.ends_with(b"x!"));
+        }
+    }
+    assert_eq!(kinds, [(false, ITEM_BYTES), (true, 5), (true, ITEM_BYTES), (true, 5)]);
+    sending.await.expect("the writer");
 }
 
 #[test]

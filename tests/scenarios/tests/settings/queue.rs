@@ -107,6 +107,16 @@ fn a_queue_takes_its_rules_at_once() {
     gate.add_permits(100);
     until(&rig, "all are called", || (begun.load(Ordering::SeqCst) == 5).then_some(()));
 
+    // The gate is shut: only the time that a call may take ends one.
+    gate.forget_permits(100);
+    rules(&json!({ "timeout_ms": 100, "max_retries": 2, "backoff_ms": 1 }));
+    let dead = || stats(&rig, "jobs").and_then(|stats| stats["dlq_depth"].as_u64());
+    let before = dead().expect("stats");
+    enqueue(&rig, "jobs", "work::gated", &json!({})).expect("taken");
+    until(&rig, "a message that is given up", || (dead()? == before + 1).then_some(()));
+    assert_eq!(begun.load(Ordering::SeqCst), 7);
+    gate.add_permits(100);
+
     rules(&json!({ "type": "fifo", "message_group_field": "order" }));
     let grouped = |data: &Value| enqueue(&rig, "jobs", "work::gated", data);
     assert_eq!(grouped(&json!({ "customer": 1 })), Err("enqueue_error".to_owned()));
