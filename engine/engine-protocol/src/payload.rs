@@ -29,10 +29,12 @@ enum Text {
 
 impl Payload {
     /// `json` is one JSON value without space around it, and lies in `frame` if that is given. `None` from a `serde_json`
-    /// that would read it again.
+    /// that would read it again. A frame that is mostly something else is not kept for it: nobody would account for that.
     pub(crate) fn found(json: &str, frame: Option<&Bytes>, names_no_caller: bool) -> Option<Self> {
         let text = match frame {
-            Some(frame) if json.len() >= LARGE_BYTES => Text::Part(frame.slice_ref(json.as_bytes())),
+            Some(frame) if json.len() >= LARGE_BYTES.max(frame.len() / 2) => {
+                Text::Part(frame.slice_ref(json.as_bytes()))
+            }
             _ => Text::Own(known(json.to_owned())?),
         };
         Some(Self { text, names_no_caller })
@@ -114,8 +116,9 @@ mod tests {
     #[test]
     fn a_large_payload_stays_in_its_frame_and_a_small_one_does_not_keep_it() {
         let large = format!("[{}1]", "1,".repeat(LARGE_BYTES));
-        for (json, is_part) in [("[1]", false), (large.as_str(), true)] {
-            let frame = Bytes::from(format!("{{{json}}}"));
+        let more = " ".repeat(2 * large.len());
+        for (json, rest, is_part) in [("[1]", "", false), (&large, "", true), (&large, &more, false)] {
+            let frame = Bytes::from(format!("{{{json}{rest}}}"));
             let text = str::from_utf8(&frame).expect("text");
             let payload = Payload::found(&text[1..=json.len()], Some(&frame), false).expect("a payload");
             assert_eq!(payload.as_bytes(), json.as_bytes());
