@@ -119,7 +119,7 @@ impl Bindings {
                 let Some(bound) = current.upgrade() else { return };
                 if timeout(PATIENCE, bound.tell(&engine, &log, &data, &trace)).await.is_err() {
                     let function = bound.to.function_id();
-                    log.log(|| warn!(function, "a function bound to `configuration` does not answer"));
+                    log.line(|| warn!(function, "a function bound to `configuration` does not answer"));
                 }
             };
             let _ = self.deliveries.begin(&bound.to, Some(&entry.id), room.clone(), work.boxed());
@@ -134,13 +134,13 @@ impl Bound {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
-                log.log(|| warn!(condition, %error, "a condition failed, its function is not called"));
+                log.line(|| warn!(condition, %error, "a condition failed, its function is not called"));
                 return;
             }
         }
         let call = Invocation { function_id: function.to_owned(), data: data.clone(), trace: trace.clone() };
         if let Err(error) = engine.call(call).await {
-            log.log(|| warn!(function, %error, "a function bound to `configuration` failed"));
+            log.line(|| warn!(function, %error, "a function bound to `configuration` failed"));
         }
     }
 }

@@ -290,7 +290,7 @@ impl Configuration {
         encode(&Changed { old_value: old, new_value: entry.value })
     }
 
-    /// Called with the entries locked, so that changes are told in the order they were made in.
+    /// Entries that are kept here are locked meanwhile, so that changes are told in the order they were made in.
     fn tell(&self, change: Change, entry: &Entry, old: &Value, new: &Value, trace: &Trace) {
         if change == Change::Updated {
             let _ = self.changed.send(entry.id.clone());

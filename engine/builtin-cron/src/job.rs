@@ -56,7 +56,7 @@ impl Job {
                 }
                 Some(None) => {
                     let expression = self.schedule.source();
-                    host.log.log(|| info!(job = self.id, expression, "the cron job has no more times"));
+                    host.log.line(|| info!(job = self.id, expression, "the cron job has no more times"));
                     return;
                 }
                 None => return,
@@ -82,7 +82,7 @@ impl Job {
                 lock.held_during(host.ended.run_until_cancelled(self.call(host, due))).await;
             }
             Ok(None) => debug!(job = self.id, "the cron job is run elsewhere, it is skipped here"),
-            Err(error) => host.log.log(|| {
+            Err(error) => host.log.line(|| {
                 warn!(
                     job = self.id, %error, cause = %error.source, "the cron job is skipped: its lock could not be taken"
                 );
@@ -98,12 +98,12 @@ impl Job {
             Ok(true) => {}
             Ok(false) => return debug!(job = self.id, "the cron job's condition is not met"),
             Err(error) => {
-                return host.log.log(|| warn!(job = self.id, %error, "the cron job is skipped: its condition failed"));
+                return host.log.line(|| warn!(job = self.id, %error, "the cron job is skipped: its condition failed"));
             }
         }
         let call = host.engine.call(Invocation { function_id: self.function_id.clone(), data, trace });
         if let Err(error) = call.await {
-            host.log.log(|| warn!(job = self.id, function = self.function_id, %error, "a cron job failed"));
+            host.log.line(|| warn!(job = self.id, function = self.function_id, %error, "a cron job failed"));
         }
     }
 

@@ -141,14 +141,14 @@ impl Triggers {
         }
     }
 
-    /// Calls a handler in a trace of its own, which is told when the call is made. What is too much for all or for one of
+    /// Calls a handler in a trace of its own, which `note` is given when the call begins. What is too much for all or for one of
     /// them is dropped, and the log says so.
     pub(crate) fn call(
         &self,
         engine: &Engine,
         to: &Recipient,
         payload: &Value,
-        own: impl FnOnce(TraceId) + Send + 'static,
+        note: impl FnOnce(TraceId) + Send + 'static,
     ) {
         // A value without maps of other keys than strings can be written.
         let Ok(data) = serde_json::value::to_raw_value(payload) else { return };
@@ -156,7 +156,7 @@ impl Triggers {
         let (engine, function_id) = (Arc::clone(engine), to.function_id().to_owned());
         let calling = async move {
             let trace = TraceId::random();
-            own(trace);
+            note(trace);
             let trace = Trace { traceparent: Some(traceparent(trace, SpanId::random())), baggage: None };
             let called = engine.call(Invocation { function_id: function_id.clone(), data, trace });
             match tokio::time::timeout(HANDLER_TIMEOUT, called).await {

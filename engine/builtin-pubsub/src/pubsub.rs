@@ -161,7 +161,7 @@ async fn handle(engine: Engine, log: LogLimit, subscription: Arc<Subscription>, 
         Ok(false) => return,
         Err(error) => {
             let function = subscription.to.function_id();
-            log.log(|| warn!(function, %error, "a condition failed: its handler is skipped"));
+            log.line(|| warn!(function, %error, "a condition failed: its handler is skipped"));
             return;
         }
     }

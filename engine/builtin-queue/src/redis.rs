@@ -279,7 +279,7 @@ impl Stream {
                     let condition = wish.condition.as_deref();
                     if let Err(error) = deliver(&shared.engine, condition, wish.delivery.timeout_ms, &message).await {
                         let function = &message.function_id;
-                        shared.log.log(|| warn!(function, error, "a delivery failed; on Redis there is only one"));
+                        shared.log.line(|| warn!(function, error, "a delivery failed; on Redis there is only one"));
                     }
                 }
                 None => warn!(key, id, "an entry on Redis is no message"),

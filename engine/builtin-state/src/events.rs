@@ -110,7 +110,7 @@ impl Handler {
 
     fn lost(&self, place: &Place) {
         let (function, Place { scope, key }) = (&self.function_id, place);
-        self.log.log(|| warn!(function, scope, key, "an event of a `state` trigger is lost: handlers are too slow"));
+        self.log.line(|| warn!(function, scope, key, "an event of a `state` trigger is lost: handlers are too slow"));
     }
 }
 
@@ -323,7 +323,7 @@ impl Events {
         let called = tokio::time::timeout(HANDLING, self.call(&handler, &payload, &waiting.trace)).await;
         if called.is_err() {
             let function_id = &handler.function_id;
-            self.log.log(|| warn!(function_id, "the handler of a `state` trigger did not answer in time"));
+            self.log.line(|| warn!(function_id, "the handler of a `state` trigger did not answer in time"));
         }
     }
 
@@ -334,13 +334,13 @@ impl Events {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
-                self.log.log(|| warn!(function_id, condition, %error, "the condition of a `state` trigger failed"));
+                self.log.line(|| warn!(function_id, condition, %error, "the condition of a `state` trigger failed"));
                 return;
             }
         }
         let call = Invocation { function_id: function_id.to_owned(), data: payload.clone(), trace: trace.clone() };
         if let Err(error) = self.engine.call(call).await {
-            self.log.log(|| warn!(function_id, %error, "the handler of a `state` trigger failed"));
+            self.log.line(|| warn!(function_id, %error, "the handler of a `state` trigger failed"));
         }
     }
 

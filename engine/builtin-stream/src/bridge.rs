@@ -170,7 +170,7 @@ impl Bridge {
         let mut message = json!(emitted.event);
         message["origin"] = json!(self.origin);
         if let Err(error) = self.client.call_void("publish", &json!({ "topic": TOPIC, "data": message })).await {
-            self.hub.log().log(|| warn!(%error, "other engines are not told of an event"));
+            self.hub.log().line(|| warn!(%error, "other engines are not told of an event"));
         }
     }
 }
@@ -183,7 +183,7 @@ fn receive(hub: &Weak<Hub>, ours: &str, call: &Call) {
             hub.emit(&Emitted { event, write: None, trace: Trace::default() });
         }
         (Err(error), Some(hub)) => {
-            hub.log().log(|| warn!(%error, "what the other engine published is no event"));
+            hub.log().line(|| warn!(%error, "what the other engine published is no event"));
         }
         (Ok(_) | Err(_), _) => {}
     }

@@ -218,7 +218,7 @@ impl Asked<'_> {
         let emitted = Emitted { event, write: None, trace: self.trace() };
         if let Err(error) = self.place.adapter.emit(emitted).await {
             let stream = &key.stream_name;
-            self.place.hub.log().log(|| tracing::warn!(%error, stream, "an event is lost"));
+            self.place.hub.log().line(|| tracing::warn!(%error, stream, "an event is lost"));
         }
     }
 

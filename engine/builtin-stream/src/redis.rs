@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use engine_builtin::{BuiltinError, Raw, Trace};
 use futures_util::StreamExt;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::aio::{ConnectionManager, ConnectionManagerConfig, PubSub};
 use redis::{Client, ErrorKind, RedisError, RedisResult, Script};
 use serde::Deserialize;
 use serde_json::json;
@@ -280,27 +280,29 @@ fn silent() -> RedisError {
 async fn listen(client: Client, hub: Weak<Hub>, told: watch::Sender<bool>) {
     let mut pause = FIRST_PAUSE;
     loop {
-        let mut is_connected = false;
-        let Err(error) = connected(&client, &hub, &told, &mut is_connected).await else { return };
-        if is_connected {
-            pause = FIRST_PAUSE;
-        }
+        let ended = match subscribed(&client).await {
+            Ok(events) => {
+                pause = FIRST_PAUSE;
+                follow(events, &hub, &told).await
+            }
+            Err(error) => Err(error),
+        };
+        let Err(error) = ended else { return };
         warn!(%error, "the Redis is away: events may be lost until it is back");
         sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
+async fn subscribed(client: &Client) -> RedisResult<PubSub> {
+    let mut events = patiently(client.get_async_pubsub()).await?;
+    patiently(events.subscribe(CHANNEL)).await?;
+    Ok(events)
+}
+
 /// One connection's life. `Ok` when the adapter has gone.
-async fn connected(
-    client: &Client,
-    hub: &Weak<Hub>,
-    told: &watch::Sender<bool>,
-    is_connected: &mut bool,
-) -> RedisResult<()> {
-    let (mut sink, mut messages) = patiently(client.get_async_pubsub()).await?.split();
-    patiently(sink.subscribe(CHANNEL)).await?;
-    *is_connected = true;
+async fn follow(events: PubSub, hub: &Weak<Hub>, told: &watch::Sender<bool>) -> RedisResult<()> {
+    let (mut sink, mut messages) = events.split();
     info!("listening to the events at the Redis");
     if told.send_replace(true)
         && let Some(hub) = hub.upgrade()
@@ -317,7 +319,7 @@ async fn connected(
                 let Some(hub) = hub.upgrade() else { return Ok(()) };
                 match parse(message.get_payload_bytes()) {
                     Ok(emitted) => hub.emit(&emitted),
-                    Err(error) => hub.log().log(|| warn!(%error, "what came over the channel of events is none")),
+                    Err(error) => hub.log().line(|| warn!(%error, "what came over the channel of events is none")),
                 }
             }
             _ = ping.tick() => patiently(sink.ping::<redis::Value>()).await.map(drop)?,

@@ -212,7 +212,7 @@ impl Visit {
             };
             if tries == MAX_TRIES {
                 let line = || warn!(stream = stream_name, %error, "a subscription goes on without what is there");
-                place.hub.log().log(line);
+                place.hub.log().line(line);
                 subscription.unsynced();
                 return;
             }

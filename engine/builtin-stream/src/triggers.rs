@@ -152,7 +152,7 @@ impl Triggers {
                 let Some(watch) = bound.upgrade() else { return };
                 if timeout(HANDLING, handle(&engine, &log, &watch, &text, &trace)).await.is_err() {
                     let function = watch.to.function_id();
-                    log.log(|| warn!(function, "a handler of a stream did not answer in time"));
+                    log.line(|| warn!(function, "a handler of a stream did not answer in time"));
                 }
             };
             let _ = self.deliveries.begin(&watch.to, Some(&lane), room.clone(), work.boxed());
@@ -191,11 +191,11 @@ impl Triggers {
         match timeout(ANSWERING, call).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
-                self.log.log(|| warn!(function, %error, "a handler of a subscription failed"));
+                self.log.line(|| warn!(function, %error, "a handler of a subscription failed"));
                 Ok(None)
             }
             Err(_) => {
-                self.log.log(|| warn!(function, "a handler of a subscription did not answer in time"));
+                self.log.line(|| warn!(function, "a handler of a subscription did not answer in time"));
                 Err(Unanswered)
             }
         }
@@ -234,7 +234,7 @@ async fn handle(engine: &Engine, log: &LogLimit, watch: &Watch, text: &Raw, trac
         Ok(true) => {}
         Ok(false) => return,
         Err(error) => {
-            log.log(|| warn!(function = function_id, %error, "a condition failed: its handler is skipped"));
+            log.line(|| warn!(function = function_id, %error, "a condition failed: its handler is skipped"));
             return;
         }
     }

@@ -117,7 +117,7 @@ fn gates(to: &Recipient, lane: Option<&str>) -> Arc<[Gate]> {
 
 struct Delivery {
     work: BoxFuture<'static, ()>,
-    _room: Room,
+    room: Room,
     claim: Claim,
 }
 
@@ -173,7 +173,7 @@ impl Deliveries {
     ) -> Result<(), Overloaded> {
         let claim = Claim::take(&self.shares, gates(to, lane), room.bytes);
         let claim = claim.ok_or_else(|| self.dropped(Some(&to.function)))?;
-        self.waiting.send(Delivery { work, _room: room, claim }).map_err(|_| self.dropped(Some(&to.function)))
+        self.waiting.send(Delivery { work, room, claim }).map_err(|_| self.dropped(Some(&to.function)))
     }
 
     /// The first is told, and then each time that their number has doubled.
@@ -319,7 +319,7 @@ impl UnderWay {
 
     /// Its call is made here, behind those before it; the rest is a task's, if it is not done at once.
     fn run(&mut self, delivery: Delivery) -> bool {
-        let Delivery { work, _room, claim } = delivery;
+        let Delivery { work, room, claim } = delivery;
         // A panic below ends one delivery, not all.
         let mut work = Box::pin(AssertUnwindSafe(work).catch_unwind());
         if (&mut work).now_or_never().is_some() {
@@ -327,7 +327,7 @@ impl UnderWay {
         }
         self.tasks.spawn(async move {
             let _ = work.await;
-            drop(_room);
+            drop(room);
             Arc::clone(&claim.gates)
         });
         true
@@ -396,7 +396,7 @@ mod tests {
         assert_eq!(*begun.lock().expect("no panic"), (0..100).collect::<Vec<_>>());
     }
 
-    /// Begins deliveries that never end, one after another, until one is dropped: how many were not.
+    /// Begins deliveries that never end, one after another, until one is dropped: how many began, and how many were accepted.
     async fn fill(deliveries: &Deliveries, bytes: usize, to: impl Fn(usize) -> Recipient) -> (usize, usize) {
         let begun = Arc::new(AtomicU64::new(0));
         let mut accepted = 0;

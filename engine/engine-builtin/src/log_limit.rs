@@ -36,7 +36,7 @@ struct Period {
 enum Verdict {
     Written,
     LeftOut,
-    /// The others are told of at this time, with it.
+    /// The first one: at `told_at` a line says how many there were.
     FirstLeftOut {
         told_at: Instant,
     },
@@ -51,7 +51,7 @@ impl LogLimit {
     }
 
     /// Has `line` write one, or counts it. Never waits.
-    pub fn log(&self, line: impl FnOnce()) {
+    pub fn line(&self, line: impl FnOnce()) {
         let verdict = self.0.period().enter(Instant::now());
         match verdict {
             Verdict::Written => line(),
@@ -143,7 +143,7 @@ mod tests {
         let (kept, _guard) = Kept::begin();
         let limit = LogLimit::new("connection 7");
         for _ in 0..1000 {
-            limit.clone().log(|| warn!("dropped"));
+            limit.clone().line(|| warn!("dropped"));
         }
         assert_eq!(kept.lines().len(), 10);
         pass(PERIOD).await;
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(told.len(), 1, "{told:?}");
         assert!(told[0].contains("left out") && told[0].contains("connection 7"), "{told:?}");
         assert!(told[0].contains("left_out=990"), "{told:?}");
-        limit.log(|| warn!("dropped"));
+        limit.line(|| warn!("dropped"));
         assert_eq!(kept.lines().len(), 1, "a new period");
         pass(2 * PERIOD).await;
         assert!(kept.lines().is_empty(), "nothing was left out");
@@ -162,7 +162,7 @@ mod tests {
         let (kept, _guard) = Kept::begin();
         let limit = LogLimit::new("c");
         for _ in 0..600 {
-            limit.log(|| warn!("dropped"));
+            limit.line(|| warn!("dropped"));
             pass(PERIOD / 100).await;
         }
         pass(PERIOD).await;
@@ -180,7 +180,7 @@ mod tests {
         let (kept, _guard) = Kept::begin();
         let limit = LogLimit::new("c");
         for _ in 0..100 {
-            limit.log(|| warn!("dropped"));
+            limit.line(|| warn!("dropped"));
             pass(PERIOD / 9).await;
         }
         assert_eq!(kept.lines().len(), 100);
@@ -189,7 +189,7 @@ mod tests {
     #[tokio::test]
     async fn a_thread_without_a_runtime_may_log() {
         let limit = LogLimit::new("c");
-        let flood = move || (0..100).for_each(|_| limit.log(|| {}));
+        let flood = move || (0..100).for_each(|_| limit.line(|| {}));
         std::thread::spawn(flood).join().expect("no panic");
     }
 }

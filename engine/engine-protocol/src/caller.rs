@@ -37,11 +37,11 @@ pub(crate) fn begin(into: &mut String, data: Payload, caller: &str) -> Result<(P
     if !data.as_bytes().starts_with(b"{") {
         return Ok((data, 0));
     }
-    let data = if data.names_no_caller() || !may_hold_key(data.as_bytes()) {
-        data
-    } else {
+    let data = if data.may_name_caller() && may_hold_key(data.as_bytes()) {
         let inside = without_member(data.text(), KEY).ok_or(BadPayload)?;
         Payload::from(known(format!("{{{inside}}}")).ok_or(BadPayload)?)
+    } else {
+        data
     };
     let inside = data.as_bytes().strip_prefix(b"{").and_then(|text| text.strip_suffix(b"}")).ok_or(BadPayload)?;
     into.push_str("{\"");
@@ -54,26 +54,26 @@ pub(crate) fn begin(into: &mut String, data: Payload, caller: &str) -> Result<(P
     Ok((data, 1))
 }
 
-/// Over the `data` of a call, as over any value; and whether it is certain that none of its members tells of a caller.
+/// Over the `data` of a call, as over any value; and whether one of its members may tell of a caller.
 pub(crate) fn skip_data(bytes: &[u8], start: usize) -> Option<(usize, bool)> {
     if bytes.get(start)? != &b'{' {
-        return Some((skip_value(bytes, start)?, true));
+        return Some((skip_value(bytes, start)?, false));
     }
     let mut at = skip_space(bytes, start + 1);
     if bytes.get(at)? == &b'}' {
-        return Some((at + 1, true));
+        return Some((at + 1, false));
     }
-    let mut is_certain = true;
+    let mut may_name_caller = false;
     loop {
         let behind = skip_string(bytes, at)?;
         // Without its quotes. With an escape it may mean anything.
         let name = bytes.get(at + 1..behind - 1)?;
-        is_certain &= name != KEY.as_bytes() && memchr(b'\\', name).is_none();
+        may_name_caller |= name == KEY.as_bytes() || memchr(b'\\', name).is_some();
         let value = skip_space(bytes, expect(bytes, skip_space(bytes, behind), b':')?);
         at = skip_space(bytes, skip_value(bytes, value)?);
         match bytes.get(at)? {
             b',' => at = skip_space(bytes, at + 1),
-            b'}' => return Some((at + 1, is_certain)),
+            b'}' => return Some((at + 1, may_name_caller)),
             _ => return None,
         }
     }
@@ -97,9 +97,9 @@ mod tests {
         let data = RawValue::from_string(json.to_owned()).expect("JSON");
         assert_eq!(with_caller(data.into(), "w").expect("a payload").get(), wanted);
         // The same from a frame, where its members were looked at in passing.
-        let (end, names_no_caller) = skip_data(json.as_bytes(), 0).expect("JSON");
+        let (end, may_name_caller) = skip_data(json.as_bytes(), 0).expect("JSON");
         assert_eq!(end, json.len());
-        let found = Payload::found(json, None, names_no_caller).expect("a payload");
+        let found = Payload::found(json, None, may_name_caller).expect("a payload");
         assert_eq!(with_caller(found, "w").expect("a payload").get(), wanted);
     }
 

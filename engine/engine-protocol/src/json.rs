@@ -89,11 +89,11 @@ pub(crate) fn skip_string(bytes: &[u8], at: usize) -> Option<usize> {
 fn skip_plain(bytes: &[u8], start: usize) -> usize {
     let rest = bytes.get(start..).unwrap_or_default();
     let (near, far) = rest.split_at(rest.len().min(NEAR));
-    start + plain(near).unwrap_or_else(|| near.len() + plain_far(far))
+    start + first_special(near).unwrap_or_else(|| near.len() + plain_length(far))
 }
 
 /// Where the first byte is that a JSON string cannot have as it is.
-pub(crate) fn plain(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn first_special(bytes: &[u8]) -> Option<usize> {
     let (words, rest) = bytes.as_chunks();
     for (index, word) in words.iter().enumerate() {
         let special = special_in(u64::from_le_bytes(*word));
@@ -104,13 +104,13 @@ pub(crate) fn plain(bytes: &[u8]) -> Option<usize> {
     rest.iter().position(is_special).map(|at| 8 * words.len() + at)
 }
 
-/// As [`plain`], for many bytes; their number if there is none.
-fn plain_far(bytes: &[u8]) -> usize {
+/// As [`first_special`], for many bytes; their number if there is none.
+fn plain_length(bytes: &[u8]) -> usize {
     let (blocks, _) = bytes.as_chunks::<BLOCK>();
     // No early end within a block: compilers make wide instructions of that.
     let has_special = |block: &[u8; BLOCK]| block.iter().fold(false, |found, byte| found | is_special(byte));
     let from = BLOCK * blocks.iter().position(has_special).unwrap_or(blocks.len());
-    plain(bytes.get(from..).unwrap_or_default()).map_or(bytes.len(), |at| from + at)
+    first_special(bytes.get(from..).unwrap_or_default()).map_or(bytes.len(), |at| from + at)
 }
 
 fn is_special(byte: &u8) -> bool {
@@ -121,10 +121,10 @@ fn is_special(byte: &u8) -> bool {
 fn special_in(word: u64) -> u64 {
     const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
     const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
-    let is = |byte: u8| word ^ (ONES * u64::from(byte));
+    let difference = |byte: u8| word ^ (ONES * u64::from(byte));
     let zero = |word: u64| word.wrapping_sub(ONES) & !word;
     let control = word.wrapping_sub(ONES * 0x20) & !word;
-    (zero(is(b'"')) | zero(is(b'\\')) | control) & HIGH
+    (zero(difference(b'"')) | zero(difference(b'\\')) | control) & HIGH
 }
 
 fn skip_escape(bytes: &[u8], at: usize) -> Option<usize> {

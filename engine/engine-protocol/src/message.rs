@@ -11,7 +11,7 @@ use crate::outbound::Carrier;
 use crate::payload::Payload;
 use crate::shallow;
 
-/// A payload that is passed on as it is.
+/// JSON text of its own, which is passed on as it is.
 pub(crate) type Raw = Box<RawValue>;
 
 /// Anything that serialises, as a payload.
@@ -251,7 +251,8 @@ pub fn decode(text: &str) -> Result<Message, DecodeError> {
     shallow::read(text, None).map_or_else(|| decode_thoroughly(text), Ok)
 }
 
-/// As [`decode`]; large payloads of the message keep `frame`, in which `text` lies, instead of a copy of their own.
+/// As [`decode`]; a large payload of the message that is most of `frame`, in which `text` lies, keeps that instead of a
+/// copy of its own.
 ///
 /// # Errors
 /// Those of [`decode`].

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use crate::caller::begin;
-use crate::json::plain;
+use crate::json::first_special;
 use crate::message::{InvocationResult, InvokeFunction, Message};
 use crate::payload::{LARGE_BYTES, Payload};
 
@@ -43,7 +43,7 @@ impl Outbound {
 
     /// For [`Message::into_outbound`] of the next one.
     #[must_use]
-    pub fn into_room(self) -> String {
+    pub fn into_buffer(self) -> String {
         self.head
     }
 }
@@ -56,14 +56,14 @@ impl From<String> for Outbound {
 
 impl Message {
     /// What [`Message::encode`] writes, without a copy of a large payload. A call tells its handler of `caller`, as
-    /// [`with_caller`](crate::with_caller) has it. `room` is written into, whatever is in it.
+    /// [`with_caller`](crate::with_caller) has it. `buffer` is used again; what is in it is lost.
     #[must_use]
-    pub fn into_outbound(self, caller: Option<Uuid>, mut room: String) -> Outbound {
-        room.clear();
+    pub fn into_outbound(self, caller: Option<Uuid>, mut buffer: String) -> Outbound {
+        buffer.clear();
         match (self, caller) {
-            (Self::InvokeFunction(call), Some(caller)) => call.into_outbound_from(caller, room),
-            (Self::InvokeFunction(call), None) => call.into_outbound(room),
-            (Self::InvocationResult(result), _) => result.into_outbound(room),
+            (Self::InvokeFunction(call), Some(caller)) => call.into_outbound_from(caller, buffer),
+            (Self::InvokeFunction(call), None) => call.into_outbound(buffer),
+            (Self::InvocationResult(result), _) => result.into_outbound(buffer),
             (other, _) => other.encode().into(),
         }
     }
@@ -233,7 +233,7 @@ fn push_name(into: &mut String, name: &str) {
 
 /// `text` as a JSON string.
 pub(crate) fn push_string(into: &mut String, text: &str) {
-    if plain(text.as_bytes()).is_some() {
+    if first_special(text.as_bytes()).is_some() {
         return into.push_str(&serde_json::Value::from(text).to_string());
     }
     into.push('"');

@@ -9,15 +9,15 @@ use serde_json::value::RawValue;
 use crate::known::known;
 use crate::message::Raw;
 
-/// From this size on a payload is not copied.
+/// From this size on a payload is not copied when it goes out, nor when it comes in a frame that it can keep.
 pub(crate) const LARGE_BYTES: usize = 16 * 1024;
 
 /// The `data` of a call or the `result` of an answer.
 #[derive(Clone)]
 pub struct Payload {
     text: Text,
-    /// Whether it is known that no member tells of a caller; else it has to be looked for.
-    names_no_caller: bool,
+    /// Whether a member of it may tell of a caller: that has to be looked for.
+    may_name_caller: bool,
 }
 
 #[derive(Clone)]
@@ -30,17 +30,17 @@ enum Text {
 impl Payload {
     /// `json` is one JSON value without space around it, and lies in `frame` if that is given. `None` from a `serde_json`
     /// that would read it again. A frame that is mostly something else is not kept for it: nobody would account for that.
-    pub(crate) fn found(json: &str, frame: Option<&Bytes>, names_no_caller: bool) -> Option<Self> {
+    pub(crate) fn found(json: &str, frame: Option<&Bytes>, may_name_caller: bool) -> Option<Self> {
         let text = match frame {
             Some(frame) if json.len() >= LARGE_BYTES.max(frame.len() / 2) => {
                 Text::Part(frame.slice_ref(json.as_bytes()))
             }
             _ => Text::Own(known(json.to_owned())?),
         };
-        Some(Self { text, names_no_caller })
+        Some(Self { text, may_name_caller })
     }
 
-    /// What lies in a frame is looked through again.
+    /// A large one is looked through again for UTF-8: [`as_bytes`](Self::as_bytes) costs nothing.
     #[must_use]
     pub fn text(&self) -> &str {
         match &self.text {
@@ -58,8 +58,8 @@ impl Payload {
         }
     }
 
-    pub(crate) fn names_no_caller(&self) -> bool {
-        self.names_no_caller
+    pub(crate) fn may_name_caller(&self) -> bool {
+        self.may_name_caller
     }
 
     /// As a text of its own; a large one is copied.
@@ -84,7 +84,7 @@ impl fmt::Debug for Payload {
 
 impl From<Raw> for Payload {
     fn from(raw: Raw) -> Self {
-        Self { text: Text::Own(raw), names_no_caller: false }
+        Self { text: Text::Own(raw), may_name_caller: true }
     }
 }
 
@@ -120,7 +120,7 @@ mod tests {
         for (json, rest, is_part) in [("[1]", "", false), (&large, "", true), (&large, &more, false)] {
             let frame = Bytes::from(format!("{{{json}{rest}}}"));
             let text = str::from_utf8(&frame).expect("text");
-            let payload = Payload::found(&text[1..=json.len()], Some(&frame), false).expect("a payload");
+            let payload = Payload::found(&text[1..=json.len()], Some(&frame), true).expect("a payload");
             assert_eq!(payload.as_bytes(), json.as_bytes());
             assert_eq!(matches!(payload.text, Text::Part(_)), is_part);
             assert_eq!(serde_json::to_string(&payload).expect("JSON"), json);

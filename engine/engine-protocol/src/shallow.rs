@@ -18,7 +18,7 @@ pub(crate) fn read(text: &str, frame: Option<&Bytes>) -> Option<Message> {
         "\"invokefunction\"" => Some(Message::from(InvokeFunction {
             invocation_id: optional(parts.invocation_id, id)?,
             function_id: plain(parts.function_id?)?.to_owned(),
-            data: optional(parts.data, |json| Payload::found(json, frame, parts.names_no_caller))?,
+            data: optional(parts.data, |json| Payload::found(json, frame, parts.may_name_caller))?,
             traceparent: optional(parts.traceparent, owned)?,
             baggage: optional(parts.baggage, owned)?,
             action: optional(parts.action, parsed)?,
@@ -27,7 +27,7 @@ pub(crate) fn read(text: &str, frame: Option<&Bytes>) -> Option<Message> {
         "\"invocationresult\"" => Some(Message::from(InvocationResult {
             invocation_id: id(parts.invocation_id?)?,
             function_id: parts.function_id.map_or(Some(""), plain)?.to_owned(),
-            result: optional(parts.result, |json| Payload::found(json, frame, false))?,
+            result: optional(parts.result, |json| Payload::found(json, frame, true))?,
             error: optional(parts.error, parsed)?,
             traceparent: optional(parts.traceparent, owned)?,
             baggage: optional(parts.baggage, owned)?,
@@ -43,8 +43,8 @@ struct Parts<'a> {
     invocation_id: Option<&'a str>,
     function_id: Option<&'a str>,
     data: Option<&'a str>,
-    /// Whether no member of `data` tells of a caller.
-    names_no_caller: bool,
+    /// Whether a member of `data` may tell of a caller.
+    may_name_caller: bool,
     result: Option<&'a str>,
     error: Option<&'a str>,
     traceparent: Option<&'a str>,
@@ -82,8 +82,8 @@ fn parts(text: &str) -> Option<Parts<'_>> {
         let name_text = text.get(name + 1..skip_string(bytes, name)? - 1)?;
         let value = skip_name(bytes, name)?;
         let end = if name_text == "data" {
-            let (end, names_no_caller) = caller::skip_data(bytes, value)?;
-            parts.names_no_caller = names_no_caller;
+            let (end, may_name_caller) = caller::skip_data(bytes, value)?;
+            parts.may_name_caller = may_name_caller;
             end
         } else {
             skip_value(bytes, value)?
@@ -121,7 +121,7 @@ fn plain(json: &str) -> Option<&str> {
 
 /// Of the inside of a JSON string: all that it cannot have as it is, it has as escapes.
 fn has_escape(text: &str) -> bool {
-    json::plain(text.as_bytes()).is_some()
+    json::first_special(text.as_bytes()).is_some()
 }
 
 fn owned(json: &str) -> Option<String> {

@@ -36,7 +36,7 @@ impl Forgotten {
     }
 
     /// Whether all of this executor's are known.
-    pub(crate) fn has_room(&self, executor: ConnId) -> bool {
+    pub(crate) fn knows_all(&self, executor: ConnId) -> bool {
         self.0.get(&executor).is_none_or(|Ids { overflowed, .. }| !overflowed)
     }
 
@@ -86,19 +86,19 @@ mod tests {
     }
 
     #[test]
-    fn when_one_had_no_place_that_is_known_until_the_executor_leaves() {
+    fn an_executor_that_lost_an_id_stays_marked_until_it_leaves() {
         let mut forgotten = Forgotten::default();
         let ids = || (0..=MAX_IDS).map(|id| Uuid::from_u128(id as u128));
         for id in ids().take(MAX_IDS) {
             forgotten.add(EXECUTOR, id);
         }
-        assert!(forgotten.has_room(EXECUTOR));
+        assert!(forgotten.knows_all(EXECUTOR));
         for id in ids() {
             forgotten.add(EXECUTOR, id);
         }
         ids().for_each(|id| forgotten.answered(EXECUTOR, id));
-        assert!(!forgotten.has_room(EXECUTOR), "the lost one may have been answered, or not");
+        assert!(!forgotten.knows_all(EXECUTOR), "the lost one may have been answered, or not");
         forgotten.left(EXECUTOR);
-        assert!(forgotten.has_room(EXECUTOR));
+        assert!(forgotten.knows_all(EXECUTOR));
     }
 }

@@ -159,7 +159,7 @@ impl Router {
         // The caller's id names the call all the way, unless another call that may still be answered has the same one.
         let id = match caller {
             Some(Caller::Worker(_, id) | Caller::Engine(id))
-                if !self.is_in_use(executor, id) && self.forgotten.has_room(executor) =>
+                if !self.is_in_use(executor, id) && self.forgotten.knows_all(executor) =>
             {
                 id
             }

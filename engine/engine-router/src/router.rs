@@ -195,7 +195,8 @@ pub type Gauges = Box<dyn Fn(Uuid) -> Option<serde_json::Value> + Send>;
 pub struct Router {
     pub(crate) now_us: u64,
     pub(crate) version: String,
-    next_id: u128,
+    /// A secret, and how many ids were made of it.
+    id_seed: u128,
     pub(crate) connections: BTreeMap<ConnId, Connection>,
     /// Live providers of each function, newest last.
     pub(crate) functions: BTreeMap<String, Vec<Provider>>,
@@ -221,7 +222,7 @@ impl Router {
         Self {
             now_us: 0,
             version: version.to_owned(),
-            next_id: seed,
+            id_seed: seed,
             connections: BTreeMap::new(),
             functions: BTreeMap::new(),
             pending: HashMap::new(),
@@ -288,7 +289,7 @@ impl Router {
         std::mem::take(&mut self.effects)
     }
 
-    /// Gives back what [`step`](Self::step) returned, when it is carried out: the next step needs the room.
+    /// Gives back what [`step`](Self::step) returned, when it is carried out, so that the next step allocates nothing.
     pub fn reuse(&mut self, mut effects: Vec<Effect>) {
         effects.clear();
         effects.shrink_to(MAX_KEPT_EFFECTS);
@@ -434,12 +435,12 @@ impl Router {
         );
     }
 
-    /// An id that nobody guesses: else a caller could be using the next ones.
+    /// An id that callers cannot foresee, since it is a hash of a secret: else one could be using the next ones.
     pub(crate) fn fresh_id(&mut self) -> Uuid {
-        self.next_id = self.next_id.wrapping_add(1);
+        self.id_seed = self.id_seed.wrapping_add(1);
         let half = |which: u8| {
             let mut hasher = DefaultHasher::new();
-            (self.next_id, which).hash(&mut hasher);
+            (self.id_seed, which).hash(&mut hasher);
             u128::from(hasher.finish())
         };
         uuid::Builder::from_random_bytes((half(0) << 64 | half(1)).to_be_bytes()).into_uuid()

@@ -52,7 +52,7 @@ pub(crate) enum FrameError {
 pub(crate) enum Event<'a> {
     Text {
         text: &'a str,
-        /// What the text lies in, if that is nothing else's.
+        /// The buffer of a large frame, which the text fills.
         frame: Option<&'a Bytes>,
     },
     Binary(&'a [u8]),
@@ -150,7 +150,7 @@ pub(crate) struct Incoming {
     busy: bool,
     /// The frame that arrives, if it has a buffer of its own.
     large: Option<Large>,
-    /// The one before, while it is read.
+    /// The large frame that the last event came from.
     whole: Bytes,
     /// A message that comes in pieces: what it is, and what there is of it.
     pieces: Option<Opcode>,

@@ -157,7 +157,7 @@ impl Hub {
     pub(crate) fn log(&self, conn: ConnId, line: impl FnOnce()) {
         let limit = self.lock().queues.get(&conn).map(|queue| queue.log.clone());
         if let Some(limit) = limit {
-            limit.log(line);
+            limit.line(line);
         }
     }
 
@@ -453,7 +453,7 @@ impl Hub {
                     }
                     Effect::Refused { conn, error } => {
                         let Some(queue) = state.queues.get(&conn) else { continue };
-                        queue.log.log(|| {
+                        queue.log.line(|| {
                             warn!(conn = conn.0, code = error.code, reason = error.message, "registration refused");
                         });
                     }

@@ -173,7 +173,7 @@ async fn write(mut sink: impl AsyncWrite + Unpin, mut queue: Queue<'_>, progress
             return;
         }
         batch.bytes.shrink_to(BATCH_BYTES);
-        batch.room.shrink_to(SMALL_BYTES);
+        batch.buffer.shrink_to(SMALL_BYTES);
     }
 }
 
@@ -182,14 +182,14 @@ async fn write(mut sink: impl AsyncWrite + Unpin, mut queue: Queue<'_>, progress
 struct Batch {
     bytes: Vec<u8>,
     /// Where a message is written before it goes into the batch, since its length goes first.
-    room: String,
+    buffer: String,
 }
 
 /// Puts `item` into the batch, or behind it onto the wire.
 async fn send(sink: &mut (impl AsyncWrite + Unpin), batch: &mut Batch, item: Item) -> io::Result<()> {
-    let Batch { bytes: batch, room } = batch;
+    let Batch { bytes: batch, buffer } = batch;
     let message = match item {
-        Item::Message(outgoing) => outgoing.message.into_outbound(outgoing.caller, std::mem::take(room)),
+        Item::Message(outgoing) => outgoing.message.into_outbound(outgoing.caller, std::mem::take(buffer)),
         Item::Control(Control::Pong(payload)) => {
             frames::pong(batch, &payload);
             return Ok(());
@@ -208,7 +208,7 @@ async fn send(sink: &mut (impl AsyncWrite + Unpin), batch: &mut Batch, item: Ite
         for piece in [head, payload, tail] {
             batch.extend_from_slice(piece);
         }
-        *room = message.into_room();
+        *buffer = message.into_buffer();
         return Ok(());
     }
     let mut slices = [&*batch, head, payload, tail].map(IoSlice::new);

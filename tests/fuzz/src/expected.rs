@@ -95,7 +95,9 @@ impl Expected {
                 // It may answer on its new connection what it was asked on the old one.
                 let asked: Vec<Uuid> = self.open.iter().filter(|(_, of)| of == conn).map(|(id, _)| *id).collect();
                 self.leaves(*conn);
-                self.open.extend(asked.into_iter().zip(from.into_iter().cycle()));
+                if let Some(from) = from {
+                    self.open.extend(asked.into_iter().map(|id| (id, from)));
+                }
             }
         }
         let words = effects.into_iter().map(|effect| self.check(effect)).collect();

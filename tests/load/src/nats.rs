@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::calls::{echoing, run};
 use crate::engine::Engine;
-use crate::peer::{digits, number_of, payload};
+use crate::peer::{from_hex, payload, to_hex};
 use crate::server::{Server, free_port};
 use crate::table::{Row, Target};
 
@@ -183,7 +183,7 @@ impl Client {
         let mut starts: Vec<Instant> = Vec::new();
         let mut latencies = Vec::new();
         let ask = |starts: &mut Vec<Instant>, out: &mut Vec<u8>| {
-            let pieces: [&[u8]; 3] = [b"PUB load.echo _INBOX.load.", &digits(starts.len() as u64), &body];
+            let pieces: [&[u8]; 3] = [b"PUB load.echo _INBOX.load.", &to_hex(starts.len() as u64), &body];
             pieces.iter().for_each(|piece| out.extend_from_slice(piece));
             starts.push(Instant::now());
         };
@@ -193,7 +193,7 @@ impl Client {
             let goes_on = begun.elapsed() < lasts;
             let take = |said: &Said<'_>, out: &mut Vec<u8>| {
                 if let Said::Message { subject, .. } = said {
-                    let number = subject.get(b"_INBOX.load.".len()..).and_then(number_of);
+                    let number = subject.get(b"_INBOX.load.".len()..).and_then(from_hex);
                     let number = number.and_then(|number| usize::try_from(number).ok());
                     latencies.push(starts[number.expect("the number of a request")].elapsed());
                     if goes_on {

@@ -131,7 +131,7 @@ impl Out {
             TEXT,
             &[
                 br#"{"type":"invokefunction","invocation_id":"00000000-0000-4000-8000-"#,
-                &digits(number),
+                &to_hex(number),
                 br#"","function_id":""#,
                 function.as_bytes(),
                 br#"","data":"#,
@@ -234,16 +234,16 @@ fn invocation_id(text: &[u8]) -> Option<&[u8]> {
 /// The number of [`Out::call`].
 pub(crate) fn number(text: &[u8]) -> Option<u64> {
     let digits = invocation_id(text)?.get(24..)?;
-    number_of(digits)
+    from_hex(digits)
 }
 
 /// A number in hexadecimal digits, always as many.
-pub(crate) fn digits(number: u64) -> [u8; 12] {
+pub(crate) fn to_hex(number: u64) -> [u8; 12] {
     std::array::from_fn(|at| b"0123456789abcdef"[(number >> (4 * (11 - at)) & 0xf) as usize])
 }
 
-/// The number of [`digits`].
-pub(crate) fn number_of(digits: &[u8]) -> Option<u64> {
+/// The number of [`to_hex`].
+pub(crate) fn from_hex(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0, |number, digit| Some(number << 4 | u64::from(char::from(*digit).to_digit(16)?)))
 }
 

@@ -132,7 +132,7 @@ async fn settle(shared: &Shared, queue: &QueueId, wish: &Subscription, mut messa
     loop {
         let ended = deliver(&shared.engine, wish.condition.as_deref(), delivery.timeout_ms, &message).await;
         let Err(error) = ended else { return Ok(()) };
-        shared.log.log(|| warn!(queue = queue.name(), error, "a delivery failed"));
+        shared.log.line(|| warn!(queue = queue.name(), error, "a delivery failed"));
         message.attempts = message.attempts.saturating_add(1);
         match delivery.pause_ms(message.attempts) {
             Some(pause_ms) if waits_here => sleep(Duration::from_millis(pause_ms)).await,

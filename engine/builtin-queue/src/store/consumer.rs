@@ -188,7 +188,7 @@ impl Consumer {
 
     fn note(&self, result: &Result<(), String>) {
         if let Err(error) = result {
-            self.log.log(|| warn!(queue = self.queue.name(), error, "a delivery failed"));
+            self.log.line(|| warn!(queue = self.queue.name(), error, "a delivery failed"));
         }
     }
 }

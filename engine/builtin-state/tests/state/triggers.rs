@@ -233,7 +233,7 @@ async fn a_handler_that_hangs_costs_the_others_no_event() {
     }
 }
 
-/// Its functions hang, one binding for each; an event for each comes before any for the function that answers.
+/// Twenty bindings to a function that hangs; an event for each comes before any for the function that answers.
 #[tokio::test]
 async fn a_vms_worker_with_many_handlers_that_hang_costs_the_others_no_event() {
     let (engine, mut called) = engine(|call| {
