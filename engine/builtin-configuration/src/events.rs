@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use engine_builtin::{Binding, Deliveries, Engine, ErrorBody, Invocation, LogLimit, Raw, Recipient, Trace, is_met};
+use engine_builtin::{
+    Binding, Deliveries, Engine, ErrorBody, Invocation, LogLimit, Raw, Recipient, Standing, Trace, is_met,
+};
 use futures_util::FutureExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -46,6 +48,7 @@ struct Filter {
 struct Bound {
     to: Recipient,
     filter: Filter,
+    standing: Standing,
 }
 
 /// For a function and its condition. One that takes longer is not waited for.
@@ -74,15 +77,19 @@ impl Bindings {
         let to = Recipient::from(&binding);
         let filter: Option<Filter> = serde_json::from_value(binding.config)
             .map_err(|error| ErrorBody::new("trigger_registration_failed", format!("configuration: {error}")))?;
-        let bound = Bound { to, filter: filter.unwrap_or_default() };
-        self.lock().insert(binding.id, Arc::new(bound));
+        let mut bindings = self.lock();
+        let standing = bindings.get(&binding.id).map(|before| before.standing.clone()).unwrap_or_default();
+        let bound = Bound { to, filter: filter.unwrap_or_default(), standing };
+        bindings.insert(binding.id, Arc::new(bound));
         Ok(())
     }
 
     /// Returns the entry whose last own binding this was.
     pub(crate) fn unbind(&self, id: &str) -> Option<String> {
         let mut bindings = self.lock();
-        let entry = bindings.remove(id)?.filter.configuration_id.clone()?;
+        let gone = bindings.remove(id)?;
+        gone.standing.end();
+        let entry = gone.filter.configuration_id.clone()?;
         let still = bindings.values().any(|bound| bound.filter.configuration_id.as_ref() == Some(&entry));
         (!still).then_some(entry)
     }
@@ -109,16 +116,18 @@ impl Bindings {
             return;
         }
         let Ok(Some(data)) = engine_builtin::encode(&payload(change, entry, old, new)) else { return };
-        let Ok(room) = self.deliveries.room(data.get().len()) else { return };
+        let Ok(room) = self.deliveries.room(data.get().len() + trace.bytes()) else { return };
         let data = Arc::new(data);
         for bound in bound {
             let (engine, data, trace) = (Arc::clone(engine), Arc::clone(&data), trace.clone());
             let log = self.log.clone();
-            let current = Arc::downgrade(&bound);
+            let told = Arc::clone(&bound);
             let work = async move {
-                let Some(bound) = current.upgrade() else { return };
-                if timeout(PATIENCE, bound.tell(&engine, &log, &data, &trace)).await.is_err() {
-                    let function = bound.to.function_id();
+                if told.standing.has_ended() {
+                    return;
+                }
+                if timeout(PATIENCE, told.tell(&engine, &log, &data, &trace)).await.is_err() {
+                    let function = told.to.function_id();
                     log.line(|| warn!(function, "a function bound to `configuration` does not answer"));
                 }
             };

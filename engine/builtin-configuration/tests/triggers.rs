@@ -70,6 +70,21 @@ async fn changes_of_an_entry_take_turns_and_neither_other_entries_nor_other_func
     assert!(slow.try_recv().is_err(), "nobody who has gone is called");
 }
 
+#[tokio::test]
+async fn a_binding_that_is_registered_anew_is_told_what_waited() {
+    let fake = FakeEngine::new();
+    let (worker, _folder) = worker(&fake).await;
+    register(&worker, "billing").await;
+    let (mut slow, gate) = gated(&fake, "slow");
+    bind(&worker, "configuration", "slow", json!({}));
+    set(&worker, "billing", json!(1)).await;
+    set(&worker, "billing", json!(2)).await;
+    bind(&worker, "configuration", "slow", json!({}));
+    gate.add_permits(2);
+    assert_eq!(next(&mut slow).await, ("billing".into(), json!(1)));
+    assert_eq!(next(&mut slow).await, ("billing".into(), json!(2)));
+}
+
 /// Many at once: what a function is told last is what is stored.
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_are_told_in_the_order_they_were_made_in() {

@@ -127,7 +127,7 @@ impl Shared {
         if subscriptions.is_empty() {
             return Ok(());
         }
-        let room = self.deliveries.room(data.get().len())?;
+        let room = self.deliveries.room(data.get().len() + trace.bytes())?;
         let data = Arc::new(data);
         for subscription in subscriptions {
             let to = subscription.to.clone();

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use engine_builtin::{Binding, Engine, ErrorBody, Invocation, LogLimit, PER_VM, Raw, Trace, is_met};
+use engine_builtin::{Binding, Engine, ErrorBody, Invocation, LogLimit, PER_VM, Raw, Standing, Trace, is_met};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
@@ -55,12 +55,20 @@ const HANDLING: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 struct Handler {
     binding_id: String,
-    function_id: String,
     filter: Filter,
-    lanes: Lanes,
+    lanes: Arc<Lanes>,
+    target: Arc<Target>,
+    log: LogLimit,
+}
+
+/// What is called for a binding, and how much.
+#[derive(Debug)]
+struct Target {
+    function_id: String,
+    condition: Option<String>,
     /// Of the binding, and of its VM's worker.
     shares: Vec<Arc<Share>>,
-    log: LogLimit,
+    standing: Standing,
 }
 
 /// How many bytes may wait and how many calls be made at once.
@@ -95,21 +103,8 @@ impl Handler {
         fits(&self.filter.scope, &place.scope) && fits(&self.filter.key, &place.key)
     }
 
-    fn lanes(&self) -> MutexGuard<'_, HashMap<Arc<Place>, VecDeque<Waiting>>> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn next(&self, place: &Arc<Place>) -> Option<Waiting> {
-        let mut lanes = self.lanes();
-        let next = lanes.get_mut(place).and_then(VecDeque::pop_front);
-        if next.is_none() {
-            lanes.remove(place);
-        }
-        next
-    }
-
     fn lost(&self, place: &Place) {
-        let (function, Place { scope, key }) = (&self.function_id, place);
+        let (function, Place { scope, key }) = (&self.target.function_id, place);
         self.log.line(|| warn!(function, scope, key, "an event of a `state` trigger is lost: handlers are too slow"));
     }
 }
@@ -163,6 +158,7 @@ impl Slot {
 /// An event that is to come, as one binding sees it.
 #[derive(Debug)]
 struct Waiting {
+    target: Arc<Target>,
     payload: oneshot::Receiver<Arc<Raw>>,
     trace: Trace,
     _room: Arc<OwnedSemaphorePermit>,
@@ -170,7 +166,23 @@ struct Waiting {
 }
 
 /// Keys with events, and their events in order. A key's task takes it out when it has none left.
-type Lanes = Mutex<HashMap<Arc<Place>, VecDeque<Waiting>>>;
+#[derive(Debug, Default)]
+struct Lanes(Mutex<HashMap<Arc<Place>, VecDeque<Waiting>>>);
+
+impl Lanes {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<Place>, VecDeque<Waiting>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next(&self, place: &Arc<Place>) -> Option<Waiting> {
+        let mut lanes = self.lock();
+        let next = lanes.get_mut(place).and_then(VecDeque::pop_front);
+        if next.is_none() {
+            lanes.remove(place);
+        }
+        next
+    }
+}
 
 /// All bindings, and all events on their way.
 pub(crate) struct Events {
@@ -214,16 +226,23 @@ impl Events {
             })?,
         };
         let own = Share::new(MAX_WAITING_BYTES_PER_BINDING, MAX_IN_FLIGHT_PER_BINDING);
+        let shares = std::iter::once(own).chain(binding.vm.map(|vm| self.share_of(vm))).collect();
+        let mut handlers = self.handlers.write().unwrap_or_else(PoisonError::into_inner);
+        let known = handlers.iter_mut().find(|known| known.binding_id == binding.id);
+        let target = Target {
+            function_id: binding.function_id,
+            condition: filter.condition_function_id.clone(),
+            shares,
+            standing: known.as_ref().map(|known| known.target.standing.clone()).unwrap_or_default(),
+        };
         let handler = Arc::new(Handler {
             binding_id: binding.id,
-            function_id: binding.function_id,
             filter,
-            lanes: Mutex::default(),
-            shares: std::iter::once(own).chain(binding.vm.map(|vm| self.share_of(vm))).collect(),
+            lanes: known.as_ref().map(|known| Arc::clone(&known.lanes)).unwrap_or_default(),
+            target: Arc::new(target),
             log: self.log.clone(),
         });
-        let mut handlers = self.handlers.write().unwrap_or_else(PoisonError::into_inner);
-        match handlers.iter_mut().find(|known| known.binding_id == handler.binding_id) {
+        match known {
             Some(known) => *known = handler,
             None => handlers.push(handler),
         }
@@ -242,7 +261,10 @@ impl Events {
     }
 
     pub(crate) fn unbind(&self, id: &str) {
-        self.handlers.write().unwrap_or_else(PoisonError::into_inner).retain(|handler| handler.binding_id != id);
+        let mut handlers = self.handlers.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = handlers.iter().position(|handler| handler.binding_id == id) {
+            handlers.remove(at).target.standing.end();
+        }
     }
 
     /// Takes a place in the order of a key's events, if anyone wants to know; `bytes` is the size of the values.
@@ -254,7 +276,7 @@ impl Events {
         if handlers.is_empty() {
             return None;
         }
-        let bytes = bytes + EVENT_BYTES;
+        let bytes = bytes + trace.bytes() + EVENT_BYTES;
         let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(permits(bytes, MAX_WAITING_BYTES)) else {
             handlers.iter().for_each(|handler| handler.lost(place));
             return None;
@@ -279,14 +301,15 @@ impl Events {
         room: &Arc<OwnedSemaphorePermit>,
         bytes: usize,
     ) -> Option<oneshot::Sender<Arc<Raw>>> {
-        let shares: Option<Vec<_>> = handler.shares.iter().map(|share| share.take(bytes)).collect();
+        let shares: Option<Vec<_>> = handler.target.shares.iter().map(|share| share.take(bytes)).collect();
         let Some(shares) = shares else {
             handler.lost(place);
             return None;
         };
         let (sender, payload) = oneshot::channel();
-        let waiting = Waiting { payload, trace: trace.clone(), _room: Arc::clone(room), _shares: shares };
-        match handler.lanes().entry(Arc::clone(place)) {
+        let target = Arc::clone(&handler.target);
+        let waiting = Waiting { target, payload, trace: trace.clone(), _room: Arc::clone(room), _shares: shares };
+        match handler.lanes.lock().entry(Arc::clone(place)) {
             Entry::Occupied(lane) if lane.get().len() >= MAX_WAITING_PER_KEY => {
                 handler.lost(place);
                 return None;
@@ -294,42 +317,43 @@ impl Events {
             Entry::Occupied(mut lane) => lane.get_mut().push_back(waiting),
             Entry::Vacant(lane) => {
                 lane.insert(VecDeque::from([waiting]));
-                let (events, handler, shares) = (Arc::clone(self), Arc::downgrade(handler), handler.shares.clone());
-                let place = Arc::clone(place);
-                self.tasks.spawn_on(async move { events.deliver(&handler, &shares, &place).await }, &self.runtime);
+                let (events, lanes, place) = (Arc::clone(self), Arc::clone(&handler.lanes), Arc::clone(place));
+                self.tasks.spawn_on(async move { events.deliver(&lanes, &place).await }, &self.runtime);
             }
         }
         Some(sender)
     }
 
     /// The task of a binding's key: until it has no event left. A binding that has gone is not called any more.
-    async fn deliver(&self, handler: &Weak<Handler>, shares: &[Arc<Share>], place: &Arc<Place>) {
-        while let Some(waiting) = handler.upgrade().and_then(|handler| handler.next(place)) {
-            if self.stop.run_until_cancelled(self.handle(handler, shares, waiting)).await.is_none() {
+    async fn deliver(&self, lanes: &Lanes, place: &Arc<Place>) {
+        while let Some(waiting) = lanes.next(place) {
+            if self.stop.run_until_cancelled(self.handle(waiting)).await.is_none() {
                 return;
             }
         }
     }
 
-    async fn handle(&self, handler: &Weak<Handler>, shares: &[Arc<Share>], waiting: Waiting) {
+    async fn handle(&self, waiting: Waiting) {
         // Not written after all.
         let Ok(payload) = waiting.payload.await else { return };
+        let target = &*waiting.target;
         let mut turns = Vec::new();
-        for share in shares {
+        for share in &target.shares {
             let Ok(turn) = share.turns.acquire().await else { return };
             turns.push(turn);
         }
-        let Some(handler) = handler.upgrade() else { return };
-        let called = tokio::time::timeout(HANDLING, self.call(&handler, &payload, &waiting.trace)).await;
+        if target.standing.has_ended() {
+            return;
+        }
+        let called = tokio::time::timeout(HANDLING, self.call(target, &payload, &waiting.trace)).await;
         if called.is_err() {
-            let function_id = &handler.function_id;
+            let function_id = &target.function_id;
             self.log.line(|| warn!(function_id, "the handler of a `state` trigger did not answer in time"));
         }
     }
 
-    async fn call(&self, handler: &Handler, payload: &Raw, trace: &Trace) {
-        let function_id = handler.function_id.as_str();
-        let condition = handler.filter.condition_function_id.as_deref();
+    async fn call(&self, target: &Target, payload: &Raw, trace: &Trace) {
+        let (function_id, condition) = (target.function_id.as_str(), target.condition.as_deref());
         match is_met(&self.engine, condition, payload, trace).await {
             Ok(true) => {}
             Ok(false) => return,

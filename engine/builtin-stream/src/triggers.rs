@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use engine_builtin::{Binding, Deliveries, Engine, ErrorBody, Invocation, LogLimit, Raw, Recipient, Trace, is_met};
+use engine_builtin::{
+    Binding, Deliveries, Engine, ErrorBody, Invocation, LogLimit, Raw, Recipient, Standing, Trace, is_met,
+};
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -46,6 +48,7 @@ struct Watch {
     group_id: Option<String>,
     item_id: Option<String>,
     condition: Option<String>,
+    standing: Standing,
 }
 
 /// A binding of `stream:join` or `stream:leave`.
@@ -105,15 +108,15 @@ impl Triggers {
                 let some = |text: Option<String>| text.filter(|text| !text.is_empty());
                 let stream_name =
                     some(config.stream_name).ok_or_else(|| refused("stream: `stream_name` is missing".into()))?;
+                let mut bound = self.lock();
                 let watch = Watch {
+                    standing: bound.take(&binding.id).map(|before| before.standing.clone()).unwrap_or_default(),
                     id: binding.id,
                     to,
                     group_id: some(config.group_id),
                     item_id: some(config.item_id),
                     condition: config.condition_function_id,
                 };
-                let mut bound = self.lock();
-                bound.forget(&watch.id);
                 bound.stream.entry(stream_name).or_default().push(Arc::new(watch));
             }
         }
@@ -125,7 +128,11 @@ impl Triggers {
         match trigger_type {
             JOIN => bound.join.retain(|visit| visit.id != id),
             LEAVE => bound.leave.retain(|visit| visit.id != id),
-            _ => bound.forget(id),
+            _ => {
+                if let Some(watch) = bound.take(id) {
+                    watch.standing.end();
+                }
+            }
         }
     }
 
@@ -143,15 +150,17 @@ impl Triggers {
         if watching.is_empty() {
             return;
         }
-        let Ok(room) = self.deliveries.room(text.get().len()) else { return };
+        let Ok(room) = self.deliveries.room(text.get().len() + trace.bytes()) else { return };
         let (text, lane) = (Arc::new(text), lane(event));
         for watch in watching {
             let (engine, text, trace) = (Arc::clone(&self.engine), Arc::clone(&text), trace.clone());
-            let (bound, log) = (Arc::downgrade(&watch), self.log.clone());
+            let (bound, log) = (Arc::clone(&watch), self.log.clone());
             let work = async move {
-                let Some(watch) = bound.upgrade() else { return };
-                if timeout(HANDLING, handle(&engine, &log, &watch, &text, &trace)).await.is_err() {
-                    let function = watch.to.function_id();
+                if bound.standing.has_ended() {
+                    return;
+                }
+                if timeout(HANDLING, handle(&engine, &log, &bound, &text, &trace)).await.is_err() {
+                    let function = bound.to.function_id();
                     log.line(|| warn!(function, "a handler of a stream did not answer in time"));
                 }
             };
@@ -205,11 +214,15 @@ impl Triggers {
 struct Unanswered;
 
 impl Bound {
-    fn forget(&mut self, id: &str) {
+    fn take(&mut self, id: &str) -> Option<Arc<Watch>> {
+        let mut taken = None;
         self.stream.retain(|_, watching| {
-            watching.retain(|watch| watch.id != id);
+            if let Some(at) = watching.iter().position(|watch| watch.id == id) {
+                taken = Some(watching.remove(at));
+            }
             !watching.is_empty()
         });
+        taken
     }
 }
 

@@ -15,6 +15,14 @@ pub struct Trace {
     pub baggage: Option<String>,
 }
 
+impl Trace {
+    /// What a copy of it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        [&self.traceparent, &self.baggage].into_iter().flatten().map(String::len).sum()
+    }
+}
+
 /// Someone calls a function of a built-in worker.
 #[derive(Debug)]
 pub struct Call {

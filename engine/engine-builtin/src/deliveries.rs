@@ -44,6 +44,9 @@ pub const PER_BINDING: Limits = Limits { in_flight: 64, waiting: 2048, bytes: MA
 /// Of all that a VM's worker has bound.
 pub const PER_VM: Limits = Limits { in_flight: 256, waiting: 8192, bytes: MAX_BYTES / 4 };
 
+/// Of all that VMs' workers have bound: some is left for the others.
+const ALL_VMS: Limits = Limits { in_flight: 768, waiting: 24_576, bytes: MAX_BYTES / 4 * 3 };
+
 pub const PER_LANE: Limits = Limits { in_flight: 1, waiting: 1024, bytes: PER_BINDING.bytes };
 
 /// There are too many deliveries: this one was dropped, and the log says so.
@@ -92,6 +95,7 @@ enum Gate {
     /// And the VM whose worker has bound it, if one has.
     Function(Arc<str>, Option<Arc<str>>),
     Vm(Arc<str>),
+    AllVms,
     All,
 }
 
@@ -102,6 +106,7 @@ impl Gate {
             Self::Binding(_) => PER_BINDING,
             Self::Function(..) => PER_FUNCTION,
             Self::Vm(_) => PER_VM,
+            Self::AllVms => ALL_VMS,
             Self::All => ALL,
         }
     }
@@ -112,7 +117,8 @@ fn gates(to: &Recipient, lane: Option<&str>) -> Arc<[Gate]> {
     let Recipient { binding, function, vm } = to;
     let lane = lane.map(|lane| Gate::Lane(Arc::clone(binding), lane.into()));
     let rest = [Gate::Binding(Arc::clone(binding)), Gate::Function(Arc::clone(function), vm.clone())];
-    lane.into_iter().chain(rest).chain(vm.clone().map(Gate::Vm)).chain([Gate::All]).collect()
+    let vms = vm.iter().flat_map(|vm| [Gate::Vm(Arc::clone(vm)), Gate::AllVms]);
+    lane.into_iter().chain(rest).chain(vms).chain([Gate::All]).collect()
 }
 
 struct Delivery {
@@ -374,8 +380,12 @@ mod tests {
     }
 
     fn bound_in_a_vm(number: usize) -> Recipient {
+        in_vm("vm", number)
+    }
+
+    fn in_vm(vm: &str, number: usize) -> Recipient {
         let number = number % 100;
-        Recipient { vm: Some("vm".into()), ..bound(&format!("b{number}"), &format!("f{number}")) }
+        Recipient { vm: Some(vm.into()), ..bound(&format!("{vm} b{number}"), &format!("f{number}")) }
     }
 
     #[tokio::test]
@@ -466,6 +476,20 @@ mod tests {
         let (_, large) = fill(&deliveries, PER_VM.bytes / 4, bound_in_a_vm).await;
         assert_eq!(large, 4);
         answers(&deliveries, &only("f1")).await;
+    }
+
+    #[tokio::test]
+    async fn the_workers_of_many_vms_leave_the_others_theirs() {
+        let deliveries = Deliveries::new();
+        for vm in 0..6 {
+            fill(&deliveries, 1, |number| in_vm(&format!("vm{vm}"), number)).await;
+        }
+        answers(&deliveries, &only("f")).await;
+        let deliveries = Deliveries::new();
+        for vm in 0..6 {
+            fill(&deliveries, PER_VM.bytes / 8, |number| in_vm(&format!("vm{vm}"), number)).await;
+        }
+        answers(&deliveries, &only("f")).await;
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ mod engine;
 mod log_limit;
 mod name;
 mod pipe;
+mod standing;
 
 pub use builtin::{Binding, Builtin, BuiltinError, Settings};
 pub use call::{Answer, Call, Reply, Trace, decode, encode, no_function};
@@ -30,6 +31,7 @@ pub use engine::{Engine, EngineApi, Invocation, Stats};
 pub use log_limit::LogLimit;
 pub use name::{MAX_NAME_BYTES, name, optional_name};
 pub use pipe::{Item, PipeReader, PipeWriter, ReaderGone, pipe};
+pub use standing::Standing;
 
 pub use engine_protocol::{ChannelRef, ErrorBody, RegisterFunction, RegisterTriggerType};
 pub use futures_util::future::BoxFuture;

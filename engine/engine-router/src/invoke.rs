@@ -34,11 +34,21 @@ const MAX_ID_BYTES: usize = 1024;
 const MAX_IN_FLIGHT: usize = 262_144;
 const MAX_GUEST_IN_FLIGHT: usize = 16_384;
 
+/// News of the engine's own that one connection has been told and not answered: more are not remembered.
+const MAX_NEWS_IN_FLIGHT: usize = 1024;
+
+/// A call's trace context is cloned for each that it leads to. Longer ones are left out; W3C wants 8192 bytes of baggage
+/// to be carried, and a `traceparent` has 55.
+const MAX_TRACEPARENT_BYTES: usize = 256;
+const MAX_BAGGAGE_BYTES: usize = 8192;
+
 impl Router {
-    pub(crate) fn invoke(&mut self, conn: ConnId, call: Box<InvokeFunction>) {
+    pub(crate) fn invoke(&mut self, conn: ConnId, mut call: Box<InvokeFunction>) {
         if !self.connections.contains_key(&conn) {
             return;
         }
+        call.traceparent.take_if(|traceparent| traceparent.len() > MAX_TRACEPARENT_BYTES);
+        call.baggage.take_if(|baggage| baggage.len() > MAX_BAGGAGE_BYTES);
         let (asked, function_id) = (call.invocation_id, &call.function_id);
         if let Some(error) = self.refuse_excess(conn, function_id) {
             return self.answer(conn, asked, "", Err(error));
@@ -120,7 +130,8 @@ impl Router {
     }
 
     fn forget_call(&mut self, id: Uuid) {
-        if let Some(pending) = self.pending.remove(&id) {
+        // What nobody waited for has an id of ours, which names no other call.
+        if let Some(pending) = self.pending.remove(&id).filter(|pending| pending.caller.is_some()) {
             self.forgotten.add(pending.executor, id);
         }
     }
@@ -166,7 +177,9 @@ impl Router {
             _ => self.unused_id(executor),
         };
         let pending = Pending { executor, from, caller, function_id: known_as, since_us: self.now_us };
-        self.pending.insert(id, pending);
+        if self.is_to_remember(&pending) {
+            self.pending.insert(id, pending);
+        }
         call.invocation_id = Some(id);
         call.action = None;
         if let Some(connection) = from.and_then(|from| self.connections.get_mut(&from)) {
@@ -176,13 +189,23 @@ impl Router {
             from.filter(|_| is_named).and_then(|conn| self.connections.get(&conn)).map(|connection| connection.worker);
         if is_request {
             self.unprefix(executor, &mut call.function_id);
-            self.effects.push(Effect::Request { conn: executor, call });
+            self.effects.push(Effect::Request { conn: executor, call, caller: from });
         } else if self.is_builtin(executor) {
             self.effects.push(Effect::Call { conn: executor, call, caller: from });
         } else {
             self.unprefix(executor, &mut call.function_id);
             self.effects.push(Effect::Send { conn: executor, message: Message::InvokeFunction(call), caller: from });
         }
+    }
+
+    /// All are, but for news that their handlers leave unanswered: nobody pays for those.
+    fn is_to_remember(&mut self, pending: &Pending) -> bool {
+        let Some(executor) = self.connections.get_mut(&pending.executor).filter(|_| pending.is_news()) else {
+            return true;
+        };
+        let has_room = executor.news < MAX_NEWS_IN_FLIGHT;
+        executor.news += usize::from(has_room);
+        has_room
     }
 
     /// Whether a call that may still be answered has this id.
@@ -209,6 +232,9 @@ impl Router {
             Entry::Occupied(place) if place.get().executor == conn => place.remove(),
             _ => return self.forgotten.answered(conn, result.invocation_id),
         };
+        if let Some(executor) = self.connections.get_mut(&conn).filter(|_| pending.is_news()) {
+            executor.news = executor.news.saturating_sub(1);
+        }
         self.landed(pending.from);
         self.counts.ended(result.error.is_none(), self.now_us.saturating_sub(pending.since_us));
         match pending.caller {
@@ -218,7 +244,7 @@ impl Router {
                 self.send(caller, Message::InvocationResult(result));
             }
             Some(Caller::Engine(answer)) => {
-                let result = result.error.map_or(Ok(result.result.map(Payload::into_raw)), Err);
+                let result = result.error.map_or(Ok(result.result), Err);
                 self.effects.push(Effect::Answered { answer, result });
             }
             Some(Caller::Worker(..)) | None => {}
@@ -234,7 +260,10 @@ impl Router {
     ) {
         match caller {
             Some(Caller::Worker(conn, id)) => self.answer(conn, Some(id), function_id, result),
-            Some(Caller::Engine(answer)) => self.effects.push(Effect::Answered { answer, result }),
+            Some(Caller::Engine(answer)) => {
+                let result = result.map(|result| result.map(Payload::from));
+                self.effects.push(Effect::Answered { answer, result });
+            }
             None => {}
         }
     }

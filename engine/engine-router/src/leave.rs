@@ -2,7 +2,7 @@
 
 use engine_protocol::{ErrorBody, Reattach};
 
-use crate::router::{Caller, ConnId, Effect, Router};
+use crate::router::{ConnId, Effect, Router};
 
 impl Router {
     /// Steps in the order of the protocol's section 9: nobody sees the worker gone before its things are.
@@ -23,7 +23,7 @@ impl Router {
             self.answer_caller(pending.caller, &pending.function_id, Err(error));
         }
         self.forgotten.left(conn);
-        self.forget_calls(|pending| matches!(pending.caller, Some(Caller::Worker(caller, _)) if caller == conn));
+        self.forget_calls(|pending| pending.from == Some(conn));
         let bound: Vec<String> =
             self.triggers.iter().filter(|(_, trigger)| trigger.owner == conn).map(|(id, _)| id.clone()).collect();
         for id in bound {

@@ -99,6 +99,7 @@ pub enum Effect {
     Request {
         conn: ConnId,
         call: Box<InvokeFunction>,
+        caller: Option<Uuid>,
     },
     /// One of a built-in worker's trigger types is bound; a refusal comes back as a message from `conn`.
     Bind {
@@ -116,7 +117,7 @@ pub enum Effect {
     /// The answer to [`Input::Call`].
     Answered {
         answer: Uuid,
-        result: Result<Option<Box<RawValue>>, ErrorBody>,
+        result: Result<Option<Payload>, ErrorBody>,
     },
     CreateChannel {
         conn: ConnId,
@@ -147,6 +148,8 @@ pub(crate) struct Connection {
     pub(crate) held: Held,
     /// Its calls that are not answered yet.
     pub(crate) in_flight: usize,
+    /// What the engine has told it of itself, and it has not answered yet.
+    pub(crate) news: usize,
     pub(crate) session: Session,
     /// Set for built-in workers.
     pub(crate) builtin: Option<&'static str>,
@@ -179,6 +182,13 @@ pub(crate) struct Pending {
     /// As its caller knows it.
     pub(crate) function_id: String,
     pub(crate) since_us: u64,
+}
+
+impl Pending {
+    /// Nobody has made it but the engine, and nobody waits for it.
+    pub(crate) fn is_news(&self) -> bool {
+        self.from.is_none() && self.caller.is_none()
+    }
 }
 
 /// Who wants an answer, and under which id.
@@ -310,6 +320,7 @@ impl Router {
             spoken: false,
             held: Held::default(),
             in_flight: 0,
+            news: 0,
             session,
             builtin: None,
         };
@@ -333,6 +344,7 @@ impl Router {
             spoken: true,
             held: Held::default(),
             in_flight: 0,
+            news: 0,
             session: Session::default(),
             builtin: Some(name),
         };

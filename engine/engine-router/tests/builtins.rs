@@ -155,7 +155,7 @@ fn the_engine_calls_and_is_answered_whether_or_not_the_function_is_there() {
     let id = call.invocation_id.expect("an id");
     let effects = receive(&mut router, OPEN, answer(id, json!("done")));
     let [Effect::Answered { result: Ok(Some(result)), .. }] = &effects[..] else { panic!("{effects:?}") };
-    assert_eq!(result.get(), "\"done\"");
+    assert_eq!(result.text(), "\"done\"");
     // One whose worker leaves is answered too, and one that was forgotten is not.
     for forget in [false, true] {
         open(&mut router, ConnId(5), Session::default());

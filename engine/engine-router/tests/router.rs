@@ -252,6 +252,58 @@ fn an_id_of_the_engines_own_is_none_that_is_in_use() {
 
 /// Connection 9 comes from a VM.
 #[test]
+fn a_call_that_wants_no_answer_is_not_remembered_beyond_its_caller() {
+    let mut world = World::new();
+    world.open(1);
+    world.open(2);
+    world.register(2, "sink");
+    for _ in 0..10 {
+        world.call(1, "sink", &json!({}), Some(Action::Void));
+    }
+    assert_eq!(world.router.calls_in_flight(), 10);
+    world.step(Input::Closed { conn: ConnId(1) });
+    assert_eq!(world.router.calls_in_flight(), 0);
+}
+
+#[test]
+fn news_that_are_never_answered_are_remembered_up_to_a_limit() {
+    let mut world = World::new();
+    world.open(1);
+    world.register(1, "news");
+    let binding = RegisterTrigger {
+        id: "t".into(),
+        trigger_type: "engine::workers-available".into(),
+        function_id: "news".into(),
+        config: None,
+        metadata: None,
+    };
+    world.say(1, binding.into());
+    for conn in 2..4000 {
+        world.open(conn);
+    }
+    assert_eq!(world.asked(1).len(), 3998);
+    assert!(world.router.calls_in_flight() < 2000);
+}
+
+#[test]
+fn a_trace_context_that_is_too_long_is_left_out() {
+    let mut world = World::new();
+    world.open(1);
+    world.open(2);
+    world.register(2, "f");
+    for (length, is_kept) in [(200, true), (9000, false)] {
+        let Message::InvokeFunction(mut call) = invoke(None, "f", &json!({}), Some(Action::Void)) else {
+            panic!("a call")
+        };
+        call.traceparent = Some("x".repeat(length));
+        call.baggage = Some("x".repeat(length));
+        world.say(1, Message::InvokeFunction(call));
+        let asked = world.asked(2).pop().expect("a call");
+        assert_eq!((asked.traceparent.is_some(), asked.baggage.is_some()), (is_kept, is_kept), "{length}");
+    }
+}
+
+#[test]
 fn a_guest_neither_commands_the_host_nor_stands_in_for_the_daemons() {
     let mut world = World::new();
     for conn in [1, 2, 9] {

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use engine_builtin::{Answer, Binding, Builtin, Call, Invocation, LogLimit, Raw, Reply, Stats, Trace};
-use engine_protocol::{ErrorBody, InvocationResult, InvokeFunction, Message, Payload, TriggerRegistrationResult, raw};
+use engine_protocol::{
+    ErrorBody, InvocationResult, InvokeFunction, Message, Payload, TriggerRegistrationResult, raw, with_caller,
+};
 use engine_router::{ConnId, Effect, Input, Installed, Opened, Router, Session};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -21,6 +23,9 @@ use crate::pressure::{OVERHEAD, Pressure};
 
 /// What may wait for one connection; a peer that lets more pile up is cut off.
 const MAX_QUEUED_BYTES: usize = 256 * 1024 * 1024;
+
+/// VMs whose workers' log lines are counted.
+const MAX_LOGS: usize = 4096;
 
 /// Functions of one connection that are HTTP requests.
 const MAX_REQUESTS: usize = 1024;
@@ -45,7 +50,9 @@ struct State {
     /// Functions of connections that are HTTP requests.
     requests: HashMap<(ConnId, String), Request>,
     /// Calls of our own that wait for their answer.
-    waiting: HashMap<Uuid, oneshot::Sender<Answer>>,
+    waiting: HashMap<Uuid, oneshot::Sender<Result<Option<Payload>, ErrorBody>>>,
+    /// Of VMs' workers, so that coming anew does not give them more lines.
+    logs: HashMap<String, LogLimit>,
 }
 
 struct Queue {
@@ -100,6 +107,7 @@ enum Delivery {
         request: Request,
         conn: ConnId,
         call: Box<InvokeFunction>,
+        caller: Option<Uuid>,
         from: Option<Arc<Pressure>>,
     },
 }
@@ -113,6 +121,7 @@ impl Hub {
             builtins: HashMap::new(),
             requests: HashMap::new(),
             waiting: HashMap::new(),
+            logs: HashMap::new(),
         };
         Arc::new(Self { state: Mutex::new(state), next_conn: AtomicU64::new(1), channels: Channels::default() })
     }
@@ -140,15 +149,21 @@ impl Hub {
             address: origin.address,
             session: origin.session,
         };
+        let mut state = self.lock();
+        let log = match &owner {
+            Owner::Vm(name) => state.log_of(name),
+            Owner::Connection(_) | Owner::Engine => LogLimit::new(format!("connection {}", conn.0)),
+        };
         let queue = Queue {
             sender,
             pressure: Arc::clone(&pressure),
             in_process: Arc::default(),
             stop: stop.clone(),
             owner,
-            log: LogLimit::new(format!("connection {}", conn.0)),
+            log,
         };
-        self.lock().queues.insert(conn, queue);
+        state.queues.insert(conn, queue);
+        drop(state);
         self.process(Input::Opened(Box::new(opened)));
         Seat { conn, outbound, pressure, stop }
     }
@@ -242,7 +257,8 @@ impl Hub {
         self.process(Input::Call { call: Box::new(call), answer: Some(answer) });
         let answered = told.await;
         drop(waiting);
-        answered.unwrap_or_else(|_| Err(ErrorBody::new("invocation_error", "the call was lost")))
+        let answered = answered.unwrap_or_else(|_| Err(ErrorBody::new("invocation_error", "the call was lost")));
+        answered.map(|result| result.map(Payload::into_raw))
     }
 
     /// Functions that decide on others, and that guests do not offer.
@@ -293,9 +309,9 @@ impl Hub {
                     let high = self.carry_out(&builtin, conn, call, caller, from, &mut deliveries);
                     pressure = pressure.or(high);
                 }
-                Delivery::Request { request, conn, call, from } => {
+                Delivery::Request { request, conn, call, caller, from } => {
                     let (id, bytes) = (call.invocation_id.unwrap_or_default(), weight_of_call(&call) + OVERHEAD);
-                    let answer = request(invocation(*call));
+                    let answer = request(invocation(*call, caller));
                     let high = self.take_on(conn, id, answer, bytes, from, &mut deliveries);
                     pressure = pressure.or(high);
                 }
@@ -400,11 +416,13 @@ impl Hub {
                         let from = from.map(|queue| Arc::clone(&queue.in_process));
                         deliveries.push_back(Delivery::Call { builtin, conn, call, caller, from });
                     }
-                    Effect::Request { conn, call } => {
+                    Effect::Request { conn, call, caller } => {
                         let from = from.and_then(|from| state.queues.get(&from));
                         let from = from.map(|queue| Arc::clone(&queue.in_process));
                         match state.requests.get(&(conn, call.function_id.clone())).map(Arc::clone) {
-                            Some(request) => deliveries.push_back(Delivery::Request { request, conn, call, from }),
+                            Some(request) => {
+                                deliveries.push_back(Delivery::Request { request, conn, call, caller, from })
+                            }
                             None => {
                                 let message = "functions with `invocation` need worker `iii-http-functions`";
                                 let error = Err(ErrorBody::new("function_not_invokable", message));
@@ -481,6 +499,14 @@ impl Drop for Waiting {
 }
 
 impl State {
+    fn log_of(&mut self, vm: &str) -> LogLimit {
+        if self.logs.len() >= MAX_LOGS {
+            self.logs.clear();
+        }
+        let log = self.logs.entry(vm.to_owned());
+        log.or_insert_with(|| LogLimit::new(format!("worker `{vm}`"))).clone()
+    }
+
     fn send(&self, conn: ConnId, message: Message, caller: Option<Uuid>) -> Option<Arc<Pressure>> {
         let queue = self.queues.get(&conn)?;
         let bytes = weight(&message);
@@ -513,10 +539,15 @@ fn answered(conn: ConnId, invocation_id: Uuid, answer: Answer) -> Input {
     Input::Received { conn, message: result.into() }
 }
 
-fn invocation(call: InvokeFunction) -> Invocation {
+fn invocation(call: InvokeFunction, caller: Option<Uuid>) -> Invocation {
+    let data = match (call.data, caller) {
+        // It was JSON when it arrived: it has a caller put in, or needs none.
+        (Some(data), Some(caller)) => with_caller(data, &caller.to_string()).ok(),
+        (data, _) => data.map(Payload::into_raw),
+    };
     Invocation {
         function_id: call.function_id,
-        data: call.data.map_or_else(|| serde_json::value::RawValue::NULL.to_owned(), Payload::into_raw),
+        data: data.unwrap_or_else(|| serde_json::value::RawValue::NULL.to_owned()),
         trace: Trace { traceparent: call.traceparent, baggage: call.baggage },
     }
 }

@@ -22,6 +22,8 @@ pub(crate) enum Caller {
 /// A call that is with its executor.
 struct Handed {
     executor: ConnId,
+    /// The connection that has made it; none for the engine.
+    from: Option<ConnId>,
     caller: Option<Caller>,
 }
 
@@ -173,7 +175,7 @@ impl Expected {
         let waiting: Vec<Caller> = callers.filter(|caller| self.waits(caller)).collect();
         self.due.extend(waiting);
         self.handed = stays;
-        self.handed.retain(|_, handed| !matches!(handed.caller, Some(Caller::Worker(caller, _)) if caller == conn));
+        self.handed.retain(|_, handed| handed.from != Some(conn));
     }
 
     fn check(&mut self, effect: Effect) -> &'static str {
@@ -195,7 +197,7 @@ impl Expected {
                 self.is_handed(conn, call.invocation_id);
                 "called"
             }
-            Effect::Request { conn, call } => {
+            Effect::Request { conn, call, .. } => {
                 assert!(self.workers.contains(&conn), "{call:?} is a request of {conn:?}, who is not there");
                 self.is_handed(conn, call.invocation_id);
                 "requested"
@@ -222,9 +224,9 @@ impl Expected {
     /// The step's call, or one that the engine makes of its own accord, is with `executor` now.
     fn is_handed(&mut self, executor: ConnId, id: Option<Uuid>) {
         let asked = self.asked.as_mut().filter(|asked| !asked.is_own);
-        let caller = asked.and_then(|asked| asked.caller.take());
+        let (from, caller) = asked.map_or((None, None), |asked| (asked.refusable, asked.caller.take()));
         let id = id.expect("a call that is handed on has an id");
-        let before = self.handed.insert(id, Handed { executor, caller });
+        let before = self.handed.insert(id, Handed { executor, from, caller });
         assert!(before.is_none(), "two calls under way have the id {id}");
         let is_new = self.open.insert((id, executor));
         assert!(is_new, "{executor:?} has another call with the id {id}, which may get the answer to this one");

@@ -210,6 +210,23 @@ async fn events_of_a_key_take_turns_and_neither_writers_nor_other_keys_nor_other
     tokio::time::timeout(PATIENCE, state.stop()).await.expect("handlers that hang do not hold it up");
 }
 
+#[tokio::test]
+async fn a_binding_that_is_registered_anew_gets_what_waited_and_in_order() {
+    let gate = Arc::new(Semaphore::new(0));
+    let (engine, mut called) = engine(gated(&gate));
+    let state = state(engine, in_memory()).await;
+    bind(&state, "t", "f", Value::Null);
+    set(&state, "s", "k", json!(1)).await;
+    set(&state, "s", "k", json!(2)).await;
+    bind(&state, "t", "f", Value::Null);
+    set(&state, "s", "k", json!(3)).await;
+    for number in 1..=3 {
+        assert_eq!(called.next().await.1["new_value"], number);
+        assert_eq!(called.more(), 0, "the next one before this was answered");
+        gate.add_permits(1);
+    }
+}
+
 /// Values of a megabyte: more of them than may wait for one binding, and for all.
 #[tokio::test]
 async fn a_handler_that_hangs_costs_the_others_no_event() {
