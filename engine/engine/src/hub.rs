@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engine_builtin::{Answer, Binding, Builtin, Call, Invocation, LogLimit, Raw, Reply, Stats, Trace};
+use engine_builtin::{Answer, Binding, Builtin, Call, Invocation, LogLimit, Reply, Stats, Trace};
 use engine_protocol::{
     ErrorBody, InvocationResult, InvokeFunction, Message, Payload, TriggerRegistrationResult, raw, with_caller,
 };
@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::channels::{Channels, Owner};
 use crate::pressure::{OVERHEAD, Pressure};
+use crate::weight;
 
 /// What may wait for one connection; a peer that lets more pile up is cut off.
 const MAX_QUEUED_BYTES: usize = 256 * 1024 * 1024;
@@ -310,7 +311,7 @@ impl Hub {
                     pressure = pressure.or(high);
                 }
                 Delivery::Request { request, conn, call, caller, from } => {
-                    let (id, bytes) = (call.invocation_id.unwrap_or_default(), weight_of_call(&call) + OVERHEAD);
+                    let (id, bytes) = (call.invocation_id.unwrap_or_default(), weight::of_call(&call) + OVERHEAD);
                     let answer = request(invocation(*call, caller));
                     let high = self.take_on(conn, id, answer, bytes, from, &mut deliveries);
                     pressure = pressure.or(high);
@@ -331,7 +332,7 @@ impl Hub {
         deliveries: &mut VecDeque<Delivery>,
     ) -> Option<Arc<Pressure>> {
         let id = call.invocation_id.unwrap_or_default();
-        let bytes = weight_of_call(&call) + OVERHEAD;
+        let bytes = weight::of_call(&call) + OVERHEAD;
         let call = Call {
             function_id: call.function_id,
             data: call.data.map(Payload::into_raw),
@@ -509,7 +510,7 @@ impl State {
 
     fn send(&self, conn: ConnId, message: Message, caller: Option<Uuid>) -> Option<Arc<Pressure>> {
         let queue = self.queues.get(&conn)?;
-        let bytes = weight(&message);
+        let bytes = weight::of_message(&message);
         let queued = queue.pressure.add(bytes);
         if queued > MAX_QUEUED_BYTES + bytes || queue.sender.send(Outgoing { message, caller, bytes }).is_err() {
             // More may be sent to it before it is gone.
@@ -550,46 +551,6 @@ fn invocation(call: InvokeFunction, caller: Option<Uuid>) -> Invocation {
         data: data.unwrap_or_else(|| serde_json::value::RawValue::NULL.to_owned()),
         trace: Trace { traceparent: call.traceparent, baggage: call.baggage },
     }
-}
-
-/// The memory that a message takes, about.
-fn weight(message: &Message) -> usize {
-    let carried = match message {
-        Message::InvokeFunction(call) => weight_of_call(call),
-        Message::InvocationResult(result) => {
-            let InvocationResult { function_id, result, error, traceparent, baggage, .. } = &**result;
-            let error = error.as_ref().map_or(0, |error| {
-                error.code.len() + error.message.len() + error.stacktrace.as_ref().map_or(0, String::len)
-            });
-            function_id.len() + payload_len(result.as_ref()) + error + text_len(traceparent) + text_len(baggage)
-        }
-        Message::RegisterTrigger(trigger) => {
-            trigger.function_id.len() + raw_len(trigger.config.as_ref()) + raw_len(trigger.metadata.as_ref())
-        }
-        _ => 0,
-    };
-    carried + OVERHEAD
-}
-
-fn weight_of_call(call: &InvokeFunction) -> usize {
-    let InvokeFunction { function_id, data, traceparent, baggage, metadata, .. } = call;
-    function_id.len()
-        + payload_len(data.as_ref())
-        + raw_len(metadata.as_ref())
-        + text_len(traceparent)
-        + text_len(baggage)
-}
-
-fn payload_len(payload: Option<&Payload>) -> usize {
-    payload.map_or(0, |payload| payload.as_bytes().len())
-}
-
-fn raw_len(payload: Option<&Raw>) -> usize {
-    payload.map_or(0, |payload| payload.get().len())
-}
-
-fn text_len(text: &Option<String>) -> usize {
-    text.as_ref().map_or(0, String::len)
 }
 
 fn unix_us() -> u64 {

@@ -31,6 +31,7 @@ mod server;
 mod sys;
 mod upgrade;
 mod vms;
+mod weight;
 
 pub use config::{Config, ConfigError};
 pub use live::{EngineError, serve};
