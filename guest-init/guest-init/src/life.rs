@@ -17,6 +17,7 @@ use nix::unistd::{Pid, pipe2};
 
 use crate::serve::Services;
 use crate::spawn::Launch;
+use crate::sys;
 use crate::wire::{Stream, wait};
 
 /// Once the process has ended, its pipes are read until they have been silent for this long: a background child
@@ -114,7 +115,7 @@ impl Life {
                 self.stdin = Some(File::from(write));
                 read
             }
-            false => File::open("/dev/null")?.into(),
+            false => sys::null()?.try_clone()?.into(),
         };
         let mut output = |kind| {
             let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
@@ -133,7 +134,7 @@ impl Life {
         unlockpt(&master)?;
         let slave = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(ptsname_r(&master)?)?;
         let master = OwnedFd::from(master);
-        crate::sys::set_window(&master, &window(size));
+        sys::set_window(&master, &window(size));
         let slaves = [slave.try_clone()?.into(), slave.try_clone()?.into(), slave.into()];
         self.stdin = Some(File::from(master.try_clone()?));
         self.outputs.push((Kind::Output, File::from(master.try_clone()?)));
@@ -347,5 +348,5 @@ fn window(size: TerminalSize) -> nix::pty::Winsize {
 }
 
 fn resize(terminal: &OwnedFd, size: TerminalSize) {
-    crate::sys::set_window(terminal, &window(size));
+    sys::set_window(terminal, &window(size));
 }

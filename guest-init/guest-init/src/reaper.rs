@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use crate::wire::{Stream, lock};
@@ -79,7 +79,7 @@ impl Reaper {
 fn reap(shared: &Shared) {
     loop {
         // Only looks: a child whose `exec` fails is collected by the spawn that waits for it, under the lock.
-        let pid = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
+        let found = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
             Ok(status) => status.pid(),
             Err(Errno::EINTR) => continue,
             // No child at all: there will be none until somebody spawns one.
@@ -92,7 +92,9 @@ fn reap(shared: &Shared) {
             }
         };
         let mut waiting = lock(&shared.waiting);
-        let (pid, status) = match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+        let Some(found) = found else { continue };
+        // The same call again: an emulator has translated it.
+        let (pid, status) = match waitid(Id::Pid(found), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
             Ok(WaitStatus::Exited(pid, status)) => (pid, status),
             Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as i32),
             Ok(_) | Err(_) => continue,

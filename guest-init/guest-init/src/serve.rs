@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::reaper::Reaper;
 use crate::upload::InputReader;
 use crate::users::Account;
 use crate::wire::{Stream, Wire, failure, lock, wait};
-use crate::{adopt, boot, exec, files, renew, spawn, supervise, sync};
+use crate::{adopt, boot, exec, files, renew, spawn, supervise, sync, sys};
 
 /// Where the services run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,8 +56,8 @@ pub(crate) struct Base {
 impl Services {
     #[must_use]
     pub fn new(platform: Platform) -> Self {
-        // Opens the programs' control group now: a template has it open, and its clones need not.
-        let _ = spawn::programs_cgroup();
+        spawn::prepare();
+        let _ = sys::null();
         let base =
             Base { adopted: false, env: BTreeMap::new(), workdir: "/".into(), account: Account::root(), open_files: 0 };
         Self {
@@ -135,7 +135,10 @@ fn stand_still(wire: &Wire, reader: &mut File, platform: Platform) -> Option<Wok
 }
 
 pub(crate) fn kernel_release() -> String {
-    nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+    // Asked once: a template has asked, and its clones need not.
+    static RELEASE: OnceLock<String> = OnceLock::new();
+    let ask = || nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
+    RELEASE.get_or_init(|| ask().unwrap_or_default()).clone()
 }
 
 fn next_frame(reader: &mut File, platform: Platform) -> Option<(Header, Vec<u8>)> {
@@ -230,7 +233,7 @@ fn run_guarded(services: &Arc<Services>, stream: &Arc<Stream>, request: Request)
 }
 
 fn run(services: &Arc<Services>, stream: &Arc<Stream>, request: Request) {
-    let adopted = services.base().adopted;
+    let adopted = lock(&services.base).adopted;
     let result = match request {
         Request::Ping => Ok(Reply::Done),
         Request::Shutdown { grace_ms } => return shutdown(services, stream, Duration::from_millis(grace_ms)),

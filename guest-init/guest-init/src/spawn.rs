@@ -14,9 +14,9 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
-use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
@@ -81,12 +81,9 @@ impl Launch<'_> {
     /// # Errors
     /// What the kernel said; ENOENT and EACCES are about the program or the working directory.
     pub(crate) fn start(&self) -> io::Result<Pid> {
+        prepare();
         let mut plan = self.plan()?;
-        // Until the child has its own handlers.
-        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-        let cloned = clone(&mut plan);
-        before.thread_set_mask()?;
-        let pid = cloned?;
+        let pid = clone(&mut plan)?;
         if plan.error == 0 {
             return Ok(pid);
         }
@@ -138,8 +135,23 @@ impl Strings {
     }
 }
 
+/// What programs that are started find done; a template has done it, and its clones need not.
+pub(crate) fn prepare() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let _ = programs_cgroup();
+        // The language's runtime has SIGPIPE ignored, which programs would inherit. What is handled is the default again
+        // in a program (`CLONE_CLEAR_SIGHAND`), and a write to nobody fails here as before.
+        let handled = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: the handler does nothing, which is safe at any moment. It fails for no signal that exists.
+        let _ = unsafe { sigaction(Signal::SIGPIPE, &handled) };
+    });
+}
+
+extern "C" fn nothing(_: c_int) {}
+
 /// The control group that programs are born in, or none where there is none: such a guest runs them without limits.
-pub(crate) fn programs_cgroup() -> Option<&'static File> {
+fn programs_cgroup() -> Option<&'static File> {
     static FOLDER: OnceLock<Option<File>> = OnceLock::new();
     FOLDER.get_or_init(|| File::open(PROGRAMS_CGROUP).ok()).as_ref()
 }
@@ -157,7 +169,8 @@ fn clone_into(plan: &mut Plan<'_>, cgroup: Option<&File>) -> io::Result<Pid> {
     let mut stack = Stack(MaybeUninit::uninit());
     // SAFETY: `clone_args` is plain data for which zero bytes are a value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    // Without our handlers: one that ran in the child would run in our memory.
+    // Without our handlers: one that ran in the child would run in our memory. No thread of ours blocks a signal, so the
+    // program blocks none.
     args.flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64 | CLONE_CLEAR_SIGHAND;
     args.exit_signal = libc::SIGCHLD as u64;
     args.stack = ptr::from_mut(&mut stack) as u64;
@@ -274,8 +287,7 @@ impl Plan<'_> {
         }
         // SAFETY: a terminated string.
         check(unsafe { libc::chdir(self.workdir.as_ptr()) })?;
-        self.take_identity()?;
-        default_signals()
+        self.take_identity()
     }
 
     /// Without the C library's functions: those have all threads change their identity, and here that would be the parent's.
@@ -315,18 +327,6 @@ impl Plan<'_> {
         }
         why
     }
-}
-
-/// SIGPIPE is ignored here, as the language's runtime wants it, and everything is blocked; a program expects neither.
-fn default_signals() -> io::Result<()> {
-    // SAFETY: plain data, for which zero bytes are a value: the default action, without flags.
-    let default: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: `default` lives across the call; the table of actions is this process's own.
-    check(unsafe { libc::sigaction(libc::SIGPIPE, &raw const default, ptr::null_mut()) })?;
-    // SAFETY: plain data, for which zero bytes are a value: no signal.
-    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `none` lives across the call.
-    check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
 
 /// `linux/fs.h`
 const BLKFLSBUF: libc::c_ulong = 0x1261;
@@ -27,6 +28,15 @@ struct RandomPool {
 /// The error that a system call has left, if it failed.
 pub(crate) fn check(result: impl Into<libc::c_long>) -> io::Result<()> {
     if result.into() < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `/dev/null`, open since the first call: a template has it open, and its clones need not.
+pub(crate) fn null() -> io::Result<&'static File> {
+    static NULL: OnceLock<File> = OnceLock::new();
+    match NULL.get() {
+        Some(file) => Ok(file),
+        None => File::open("/dev/null").map(|file| NULL.get_or_init(|| file)),
+    }
 }
 
 /// Credits `seed` to the kernel's random source and makes it start over from it.
