@@ -10,7 +10,7 @@ use guest_protocol::PORT_NAME;
 use nix::mount::{MsFlags, mount};
 
 use crate::serve::{Platform, Services, serve};
-use crate::{names, network, root, sys};
+use crate::{names, network, renew, root, sys};
 
 /// Files of `/proc/sys/vm`: fewer of the kernel's own wake-ups (its defaults are 1 s, 500 and 3000 hundredths). Written
 /// data is on its way to the disk after at most 15 + 15 s; by default, after 30 + 5 s.
@@ -29,6 +29,7 @@ pub fn run() -> ! {
     report("loopback", network::loopback_up());
     root::prepare(report);
     report("prepare the names", names::prepare());
+    report("prepare for a fork", renew::prepare());
     for (name, value) in VM_SYSCTLS {
         report(name, fs::write(Path::new("/proc/sys/vm").join(name), value));
     }

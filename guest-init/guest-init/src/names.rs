@@ -4,15 +4,20 @@
 //! of overlay and disk, which an emulating machine has to translate. As in a container, a program can write them in
 //! place, but not put another file there: that fails with EBUSY.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use guest_protocol::Network;
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::fstat;
 
 use crate::adopt::tolerate;
+use crate::sys::{self, Page};
+use crate::wire::lock;
 
 /// Where the files are; a name in here is a name in `/etc`.
 const FOLDER: &str = "/run/iii/etc";
@@ -26,15 +31,15 @@ const BOOT_ID: &str = "/run/iii/boot_id";
 pub(crate) fn prepare() -> io::Result<()> {
     fs::create_dir_all(FOLDER)?;
     for (name, content) in files("", "", None) {
-        write_over(&Path::new(FOLDER).join(name), &content, 0o644)?;
+        put(&Path::new(FOLDER).join(name), &content, 0o644)?;
     }
-    write_over(Path::new(BOOT_ID), "", 0o444)?;
+    put(Path::new(BOOT_ID), "", 0o444)?;
     lay_over(BOOT_ID, KERNEL_BOOT_ID)
 }
 
 pub(crate) fn write(hostname: &str, machine_id: &str, network: Option<&Network>) -> io::Result<()> {
     for (name, content) in files(hostname, machine_id, network) {
-        write_over(&Path::new(FOLDER).join(name), &content, 0o644)?;
+        put(&Path::new(FOLDER).join(name), &content, 0o644)?;
     }
     Ok(())
 }
@@ -52,9 +57,9 @@ pub(crate) fn show() {
 /// A boot id that no sibling has, if the random source was seeded; programs read it from now on.
 pub(crate) fn change_boot_id() -> io::Result<String> {
     let mut bytes = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    sys::random()?.read_exact(&mut bytes)?;
     let id = uuid(bytes);
-    write_over(Path::new(BOOT_ID), &format!("{id}\n"), 0o444)?;
+    put(Path::new(BOOT_ID), &format!("{id}\n"), 0o444)?;
     Ok(id)
 }
 
@@ -97,6 +102,43 @@ pub(crate) fn replace(path: &str, content: &str) -> io::Result<()> {
 
 fn lay_over(file: &str, target: &str) -> io::Result<()> {
     Ok(mount(Some(file), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+}
+
+/// A file that was written once, and is written again by writing to memory.
+struct Kept {
+    file: File,
+    page: Page,
+}
+
+impl Kept {
+    /// Where that changes the file's length, or a program has, it is not done.
+    fn put(&mut self, content: &str) -> bool {
+        let fits = content.len() <= Page::BYTES
+            && fstat(&self.file).is_ok_and(|found| usize::try_from(found.st_size) == Ok(content.len()));
+        // An empty file has no page.
+        if fits && !content.is_empty() {
+            self.page.write(content.as_bytes());
+        }
+        fits
+    }
+}
+
+/// A child's names are as long as its parent's: they are changed without a first use of the kernel's code for files.
+fn put(path: &Path, content: &str, mode: u32) -> io::Result<()> {
+    static KEPT: Mutex<BTreeMap<PathBuf, Kept>> = Mutex::new(BTreeMap::new());
+    let mut kept = lock(&KEPT);
+    if kept.get_mut(path).is_some_and(|kept| kept.put(content)) {
+        return Ok(());
+    }
+    write_over(path, content, mode)?;
+    if !kept.contains_key(path) {
+        let file = File::options().read(true).write(true).open(path)?;
+        let page = Page::of(&file)?;
+        kept.insert(path.to_owned(), Kept { file, page });
+    }
+    // The page is there from now on, in this process and in a child's.
+    kept.get_mut(path).map(|kept| kept.put(content));
+    Ok(())
 }
 
 /// Written over and then cut, not emptied first: a program of a child may be reading it.

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
+use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 
 /// `linux/fs.h`
@@ -39,9 +40,18 @@ pub(crate) fn null() -> io::Result<&'static File> {
     }
 }
 
+/// The kernel's random source, likewise.
+pub(crate) fn random() -> io::Result<&'static File> {
+    static RANDOM: OnceLock<File> = OnceLock::new();
+    match RANDOM.get() {
+        Some(file) => Ok(file),
+        None => File::options().read(true).write(true).open("/dev/urandom").map(|file| RANDOM.get_or_init(|| file)),
+    }
+}
+
 /// Credits `seed` to the kernel's random source and makes it start over from it.
 pub(crate) fn seed_random(seed: &[u8]) -> io::Result<()> {
-    let device = File::options().write(true).open("/dev/urandom")?;
+    let device = random()?;
     for part in seed.chunks(SEED_BYTES) {
         let bytes = i32::try_from(part.len()).unwrap_or(0);
         let mut pool = RandomPool { entropy_bits: bytes * 8, bytes, buffer: [0; SEED_BYTES] };
@@ -161,4 +171,35 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
 pub(crate) fn set_window(terminal: &std::os::fd::OwnedFd, size: &nix::pty::Winsize) {
     // SAFETY: `size` is a `winsize` that lives across the call. Fails only where the terminal is gone.
     let _ = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ as _, std::ptr::from_ref(size)) };
+}
+
+/// The first page of a file, mapped: what is written here is in the file, without a system call.
+pub(crate) struct Page(NonNull<u8>);
+
+// SAFETY: the mapping is this value's alone, and writing needs it exclusively.
+unsafe impl Send for Page {}
+
+impl Page {
+    /// Of every machine we run on, at least.
+    pub(crate) const BYTES: usize = 4096;
+
+    /// Maps it for as long as this process lives.
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice; `file` is open.
+        let start =
+            unsafe { libc::mmap(ptr::null_mut(), Self::BYTES, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(start.cast()).map(Self).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+    }
+
+    /// What is longer than a page is cut. The file has to have something in it: to write to a page behind its end is the
+    /// end of this process.
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        let length = bytes.len().min(Self::BYTES);
+        // SAFETY: the mapping has `BYTES` bytes and is never unmapped; `bytes` is not in it.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.as_ptr(), length) };
+    }
 }
