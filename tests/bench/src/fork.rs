@@ -32,7 +32,8 @@ pub(crate) fn measure(report: &mut Report) {
         call(&client, "sandbox::run", json!({ "image": "python", "code": "pass" })).await;
         let source = busy(&client).await;
         // What the first of its kind has to load.
-        children(&client, &source, 1).await;
+        let (_, first) = children(&client, &source, 1).await;
+        stop_all(&client, first).await;
         let mut pauses = Vec::new();
         for _ in 0..PAUSES {
             let taken = call(&client, "sandbox::snapshot", json!({ "sandbox_id": source })).await;
@@ -45,8 +46,24 @@ pub(crate) fn measure(report: &mut Report) {
         for (count, target) in [(1, ""), (10, ""), (50, "< 1")] {
             let source = busy(&client).await;
             let mut times = Vec::new();
+            let mut processor = [Vec::new(), Vec::new()];
             for _ in 0..ROUNDS {
-                times.push(children(&client, &source, count).await);
+                let before = [rig.machines(), rig.supervisors()];
+                let (time, ids) = children(&client, &source, count).await;
+                times.push(time);
+                for ((spent, now), before) in processor.iter_mut().zip([rig.machines(), rig.supervisors()]).zip(before)
+                {
+                    spent.extend(now.into_iter().filter(|process| !before.contains(process)).map(processor_time));
+                }
+                stop_all(&client, ids).await;
+            }
+            for (spent, of) in processor.into_iter().zip(["the VM's process", "its supervisor and relay"]) {
+                report.row(
+                    &format!("… of it a child's processor time: {of}"),
+                    Samples::from_durations(spent),
+                    None,
+                    "",
+                );
             }
             let name = format!("fork → {count} children have each answered an exec");
             report.row(
@@ -92,16 +109,21 @@ async fn busy(client: &Client) -> Value {
     id
 }
 
-/// From the request until every child has answered; they are gone afterwards.
-async fn children(client: &Client, source: &Value, count: u32) -> Duration {
+/// From the request until every child has answered.
+async fn children(client: &Client, source: &Value, count: u32) -> (Duration, Vec<Value>) {
     let start = Instant::now();
     let forked = call(client, "sandbox::fork", json!({ "sandbox_id": source, "count": count })).await;
     let ids = forked["sandbox_ids"].as_array().cloned().expect("ids");
     assert_eq!(ids.len(), count as usize);
     join_all(ids.iter().map(|id| answers(client, id))).await;
-    let elapsed = start.elapsed();
-    stop_all(client, ids).await;
-    elapsed
+    (start.elapsed(), ids)
+}
+
+/// Of all its threads that still are, in user and kernel mode.
+fn processor_time(process: Process) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.pid)).expect("its threads").flatten();
+    let spent = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok());
+    Duration::from_nanos(spent.filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok()).sum())
 }
 
 async fn answers(client: &Client, id: &Value) {
