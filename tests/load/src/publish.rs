@@ -14,6 +14,7 @@ use crate::table::{Row, Target};
 
 const SUBSCRIBER: &str = "load::subscriber";
 const PATIENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// For the latency: 1000 messages a second.
 const PACE: Duration = Duration::from_millis(5);
@@ -29,6 +30,8 @@ struct Way {
     name: &'static str,
     function: &'static str,
     trigger_type: &'static str,
+    /// Whether what comes faster than it can be delivered is dropped.
+    loses: bool,
     p50: Option<Target>,
     rate: Option<Target>,
 }
@@ -37,11 +40,18 @@ const DURABLE: Way = Way {
     name: "durable publish → subscriber",
     function: "iii::durable::publish",
     trigger_type: "durable:subscriber",
+    loses: false,
     p50: Some(Target::P50Us(5000.0)),
     rate: Some(Target::PerSecond(10_000.0)),
 };
-const TRANSIENT: Way =
-    Way { name: "publish → subscriber", function: "publish", trigger_type: "subscribe", p50: None, rate: None };
+const TRANSIENT: Way = Way {
+    name: "publish → subscriber",
+    function: "publish",
+    trigger_type: "subscribe",
+    loses: true,
+    p50: None,
+    rate: None,
+};
 
 const WORKERS: &str = "  - name: iii-queue\n  - name: iii-pubsub\n";
 
@@ -69,10 +79,15 @@ pub(crate) async fn measure(program: &Path, rows: &mut Vec<Row>) {
 
         let (cpu, begun) = (engine.cpu(), Instant::now());
         let published = keep(&mut publisher, IN_FLIGHT, LASTS, message).await;
-        let latencies = arrivals.take(published.len() as u64).await;
+        let (latencies, lasted) = match way.loses {
+            false => (arrivals.take(published.len() as u64).await, begun.elapsed()),
+            true => arrivals.take_what_comes(begun).await,
+        };
+        let lost = published.len() - latencies.len();
         let name = format!("{}, {IN_FLIGHT} publishes in flight", way.name);
-        let row = Row::new(&name, latencies, begun.elapsed(), engine.cpu() - cpu);
-        rows.push(Row { target: way.rate, ..row });
+        let row = Row::new(&name, latencies, lasted, engine.cpu() - cpu);
+        let other = way.loses.then_some(("dropped: published faster than delivered", lost as f64, "messages"));
+        rows.push(Row { target: way.rate, other, ..row });
     }
 }
 
@@ -88,6 +103,16 @@ impl Arrivals {
             all.push(next.unwrap_or_else(|_| panic!("{missing} messages never arrived")).expect("a subscriber"));
         }
         all
+    }
+
+    /// Until no more come; how long that was, from `begun` to the last.
+    async fn take_what_comes(&mut self, begun: Instant) -> (Vec<Duration>, Duration) {
+        let (mut all, mut lasted) = (Vec::new(), Duration::ZERO);
+        while let Ok(Some(next)) = timeout(SILENCE, self.0.recv()).await {
+            all.push(next);
+            lasted = begun.elapsed();
+        }
+        (all, lasted)
     }
 }
 
