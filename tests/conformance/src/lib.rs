@@ -11,7 +11,7 @@
 //!
 //! Always true:
 //! - Each program has an engine of its own.
-//! - A program that has not ended after [`PATIENCE`] is killed; its test fails with what it said and the engine's log.
+//! - A program that has not ended after `PATIENCE` is killed; its test fails with what it said and the engine's log.
 
 use std::fs::{self, File};
 use std::io::Write;
