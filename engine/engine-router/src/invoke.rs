@@ -177,9 +177,7 @@ impl Router {
             _ => self.unused_id(executor),
         };
         let pending = Pending { executor, from, caller, function_id: known_as, since_us: self.now_us };
-        if self.is_to_remember(&pending) {
-            self.pending.insert(id, pending);
-        }
+        self.remember(id, pending);
         call.invocation_id = Some(id);
         call.action = None;
         if let Some(connection) = from.and_then(|from| self.connections.get_mut(&from)) {
@@ -198,14 +196,15 @@ impl Router {
         }
     }
 
-    /// All are, but for news that their handlers leave unanswered: nobody pays for those.
-    fn is_to_remember(&mut self, pending: &Pending) -> bool {
-        let Some(executor) = self.connections.get_mut(&pending.executor).filter(|_| pending.is_news()) else {
-            return true;
-        };
-        let has_room = executor.news < MAX_NEWS_IN_FLIGHT;
-        executor.news += usize::from(has_room);
-        has_room
+    /// Every call, but for news beyond those that their handler may leave unanswered: nobody pays for them.
+    fn remember(&mut self, id: Uuid, pending: Pending) {
+        if let Some(executor) = self.connections.get_mut(&pending.executor).filter(|_| pending.is_news()) {
+            if executor.news >= MAX_NEWS_IN_FLIGHT {
+                return;
+            }
+            executor.news += 1;
+        }
+        self.pending.insert(id, pending);
     }
 
     /// Whether a call that may still be answered has this id.
