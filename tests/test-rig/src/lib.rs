@@ -14,6 +14,7 @@
 //!   is told ([`supported`]) and stands in the table of drivers.
 
 mod driver;
+mod free_port;
 mod otlp;
 mod processes;
 mod prometheus;
@@ -25,11 +26,12 @@ pub mod sdk;
 mod view;
 
 pub use driver::{Driver, Feature, supported};
+pub use free_port::free_port;
 pub use otlp::{OtlpReceiver, OtlpServer, Received, attribute};
 pub use processes::{Process, descendants, eventually, kill, wait_gone};
 pub use prometheus::Prometheus;
 pub use rabbitmq::TestRabbitMq;
 pub use redis::TestRedis;
 pub use registry::TestRegistry;
-pub use rig::{Answer, Rig, RigBuilder, bin_dir, free_port, shared_home};
+pub use rig::{Answer, Rig, RigBuilder, bin_dir, shared_home};
 pub use view::KvmDevice;

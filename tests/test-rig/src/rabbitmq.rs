@@ -1,13 +1,15 @@
 //! A real RabbitMQ on loopback, with nothing in it.
 
+use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::free_port::free_port;
 use crate::processes::eventually;
 
 /// An Erlang machine, and a broker on it: seconds, more on a machine that has other things to do.
@@ -45,12 +47,7 @@ impl TestRabbitMq {
     #[must_use]
     pub fn start() -> Self {
         let data = TempDir::with_prefix("iii-rabbitmq-").expect("a temporary folder");
-        // Held together until all are known: they have to differ.
-        let free: Vec<_> = (0..3).map(|_| TcpListener::bind(("127.0.0.1", 0)).expect("a free port")).collect();
-        let mut ports = free.iter().map(|listener| listener.local_addr().expect("an address").port());
-        let mut port = || ports.next().expect("three ports");
-        let ports = Ports { amqp: port(), distribution: port(), epmd: port() };
-        drop(free);
+        let ports = Ports { amqp: free_port(), distribution: free_port(), epmd: free_port() };
         let server = serve(ports, data.path());
         Self { server, ports, data }
     }
@@ -79,6 +76,7 @@ impl TestRabbitMq {
 
 fn serve(ports: Ports, data: &Path) -> Child {
     assert!(Path::new(SERVER).exists(), "rabbitmq-server is installed (Debian's package rabbitmq-server)");
+    let said = File::create(data.join("said")).expect("a file for what it says");
     let server = Command::new("sh")
         .args(["-c", LIFELINE, "sh", SERVER])
         .env("HOME", data)
@@ -97,12 +95,17 @@ fn serve(ports: Ports, data: &Path) -> Child {
         .env("RABBITMQ_ENABLED_PLUGINS_FILE", data.join("plugins"))
         .current_dir(data)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stdout(said.try_clone().expect("a second handle"))
+        .stderr(said)
         .spawn()
         .expect("a shell");
     let up = eventually(PATIENCE, || answers(ports.amqp).then_some(()));
-    assert!(up.is_some(), "rabbitmq-server did not come up on port {}", ports.amqp);
+    assert!(
+        up.is_some(),
+        "rabbitmq-server did not come up on port {}:\n{}",
+        ports.amqp,
+        fs::read_to_string(data.join("said")).unwrap_or_default()
+    );
     server
 }
 
@@ -110,7 +113,7 @@ fn serve(ports: Ports, data: &Path) -> Child {
 fn answers(port: u16) -> bool {
     let Ok(mut connection) = TcpStream::connect(("127.0.0.1", port)) else { return false };
     let mut answer = [0];
-    let _ = connection.set_read_timeout(Some(PATIENCE));
+    let _ = connection.set_read_timeout(Some(Duration::from_secs(10)));
     connection.write_all(b"AMQP\0\0\x09\x01").and_then(|()| connection.read_exact(&mut answer)).is_ok() && answer == [1]
 }
 

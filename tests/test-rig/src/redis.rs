@@ -1,12 +1,13 @@
 //! A real Redis on loopback, with nothing in it.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::free_port::free_port;
 use crate::processes::eventually;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,7 +28,7 @@ impl TestRedis {
     #[must_use]
     pub fn start() -> Self {
         let data = TempDir::with_prefix("iii-redis-").expect("a temporary folder");
-        let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).expect("a free port").port();
+        let port = free_port();
         let server = serve(port, &data);
         Self { server, port, data }
     }

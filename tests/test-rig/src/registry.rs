@@ -1,13 +1,14 @@
 //! A real image registry on loopback, filled by `skopeo`.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::free_port::free_port;
 use crate::processes::eventually;
 use crate::rig::shared_home;
 
@@ -24,7 +25,7 @@ impl TestRegistry {
     #[must_use]
     pub fn start() -> Self {
         let data = TempDir::with_prefix("iii-registry-").expect("a temporary folder");
-        let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).expect("a free port").port();
+        let port = free_port();
         let config = data.path().join("config.yml");
         let yaml = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n",

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::free_port::free_port;
 use crate::processes::{Process, descendants, eventually, kill, wait_gone};
 use crate::view::{KvmDevice, View};
 
@@ -447,15 +447,6 @@ pub fn bin_dir() -> PathBuf {
         },
         PathBuf::from,
     )
-}
-
-/// A port of loopback that nobody listens on.
-///
-/// # Panics
-/// When there is none.
-#[must_use]
-pub fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
 fn write_below(folder: &Path, path: &str, content: &str) {

@@ -246,9 +246,7 @@ async fn a_new_address_is_listened_on_before_the_old_one_closes_and_connections_
 async fn settings_that_are_cut_short_leave_one_that_listens_when_they_come_again() {
     let fake = FakeEngine::new();
     let worker = worker(&fake, in_memory()).await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = free.local_addr().expect("an address").port();
-    drop(free);
+    let port = test_rig::free_port();
     let at = |host: &str| {
         let mut settings = in_memory();
         settings["host"] = json!(host);

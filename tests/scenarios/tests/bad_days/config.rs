@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use scenarios::{Bystander, RawWorker};
 use serde_json::json;
-use test_rig::{Rig, eventually};
+use test_rig::{Rig, eventually, free_port};
 
 use crate::{beside, code, functions, until_functions, worker};
 
@@ -121,10 +121,6 @@ async fn a_worker_whose_new_settings_fail_goes_back_to_those_before() {
 
 fn listener(port: u16) -> String {
     format!("  - name: iii-worker-manager\n    config: {{ host: 127.0.0.1, port: {port} }}\n")
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
 #[tokio::test(flavor = "multi_thread")]
