@@ -32,6 +32,7 @@ pub fn run() -> ! {
     std::panic::set_hook(Box::new(|panic| console(&format!("a request panicked: {panic}"))));
     load_modules();
     report("loopback", network::loopback_up());
+    report("leave out IPv6", network::without_ipv6());
     root::prepare(report);
     report("prepare the names", names::prepare());
     report("prepare for a fork", renew::prepare());

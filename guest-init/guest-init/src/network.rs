@@ -1,5 +1,6 @@
 //! The guest's interfaces.
 
+use std::fs;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,6 +14,15 @@ static CONFIGURED: AtomicBool = AtomicBool::new(false);
 
 pub(crate) fn loopback_up() -> io::Result<()> {
     Interface::open("lo")?.up()
+}
+
+/// The relay carries no IPv6: an address of its own making would lead nowhere, and each change of the interface would
+/// announce it. A machine without an interface, or a kernel without IPv6, has nothing to leave out.
+pub(crate) fn without_ipv6() -> io::Result<()> {
+    match fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }
 
 /// Gives `eth0` its addresses. A template's interface is down and has another MAC. A child's is up with its parent's
