@@ -4,6 +4,7 @@ use bytes::Bytes;
 use engine_protocol::{DecodeError, InvocationResult, InvokeFunction, Message, Payload, with_caller};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use crate::features::Features;
 
@@ -26,9 +27,7 @@ pub fn decode(input: &[u8], features: &mut Features) {
     let text = std::str::from_utf8(&frame).expect("the same text");
     let kept = engine_protocol::decode_frame(text, &frame).expect("the same message");
     assert_eq!(kept.encode(), written, "with payloads that stay in the frame it is the same");
-    let mut pieces = Vec::new();
-    kept.into_outbound(None, String::new()).pieces().iter().for_each(|piece| pieces.extend_from_slice(piece));
-    assert_eq!(pieces, written.as_bytes(), "in pieces it is the same");
+    assert_eq!(in_pieces(kept.clone(), None), written, "in pieces it is the same");
     features.note(std::mem::discriminant(&message));
     match message {
         Message::InvokeFunction(call) => {
@@ -37,6 +36,7 @@ pub fn decode(input: &[u8], features: &mut Features) {
             features.note(action.map(|action| std::mem::discriminant(&action)));
             payload(metadata.map(Payload::from), features);
             payload(data, features);
+            from_caller(kept, features);
         }
         Message::InvocationResult(answer) => {
             let InvocationResult { result, error, .. } = *answer;
@@ -45,6 +45,23 @@ pub fn decode(input: &[u8], features: &mut Features) {
         }
         _ => {}
     }
+}
+
+fn in_pieces(message: Message, caller: Option<Uuid>) -> String {
+    let mut whole = Vec::new();
+    message.into_outbound(caller, String::new()).pieces().iter().for_each(|piece| whole.extend_from_slice(piece));
+    String::from_utf8(whole).expect("text")
+}
+
+/// A call as its handler is sent it: the caller is in its data, and all else is as it was.
+fn from_caller(kept: Message, features: &mut Features) {
+    let Message::InvokeFunction(mut call) = kept.clone() else { return };
+    let with_caller = call.data.take().map(|data| with_caller(data, CALLER).expect("a payload that was decoded"));
+    call.data = with_caller.map(Payload::from);
+    let wanted = Message::InvokeFunction(call).encode();
+    let written = in_pieces(kept, Some(CALLER.parse().expect("a UUID")));
+    assert_eq!(written, wanted, "in pieces a call tells of its caller as in one");
+    features.note(("sent", written.contains("_caller_worker_id")));
 }
 
 /// The first words of an error: what follows are values and places, which would make each error another one.

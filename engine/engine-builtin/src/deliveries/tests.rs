@@ -120,14 +120,20 @@ async fn a_vms_worker_with_many_functions_that_hang_leaves_the_others_their_deli
 #[tokio::test]
 async fn the_workers_of_many_vms_leave_the_others_theirs() {
     let deliveries = Deliveries::new();
+    let (mut begun, mut accepted) = (0, 0);
     for vm in 0..6 {
-        fill(&deliveries, 1, |number| in_vm(&format!("vm{vm}"), number)).await;
+        let filled = fill(&deliveries, 1, |number| in_vm(&format!("vm{vm}"), number)).await;
+        (begun, accepted) = (begun + filled.0, accepted + filled.1);
     }
+    assert_eq!((begun, accepted), whole(ALL_VMS));
     answers(&deliveries, &only("f")).await;
     let deliveries = Deliveries::new();
+    let mut carried = 0;
     for vm in 0..6 {
-        fill(&deliveries, PER_VM.bytes / 8, |number| in_vm(&format!("vm{vm}"), number)).await;
+        let (_, accepted) = fill(&deliveries, PER_VM.bytes / 8, |number| in_vm(&format!("vm{vm}"), number)).await;
+        carried += accepted * (PER_VM.bytes / 8);
     }
+    assert_eq!(carried, ALL_VMS.bytes);
     answers(&deliveries, &only("f")).await;
 }
 
