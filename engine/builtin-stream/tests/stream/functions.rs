@@ -141,6 +141,23 @@ async fn events_of_an_item_take_turns_and_neither_writers_nor_other_items_nor_ot
 }
 
 #[tokio::test]
+async fn a_binding_that_is_registered_anew_gets_what_waited_and_in_order() {
+    let fake = FakeEngine::new();
+    let worker = worker(&fake, in_memory()).await;
+    let (mut heard, gate) = gated(&fake);
+    bind(&worker.builtin, "stream", "first", json!({ "stream_name": "chat" }));
+    worker.set("room", "a", json!(1)).await;
+    worker.set("room", "a", json!(2)).await;
+    bind(&worker.builtin, "stream", "first", json!({ "stream_name": "chat" }));
+    worker.set("room", "a", json!(3)).await;
+    for number in 1..=3 {
+        assert_eq!(next(&mut heard).await, ("first", json!(number)));
+        assert!(heard.try_recv().is_err(), "the next one before this was answered");
+        gate.add_permits(1);
+    }
+}
+
+#[tokio::test]
 async fn a_handler_that_never_answers_is_given_up_and_the_next_event_of_its_item_follows() {
     let fake = FakeEngine::new();
     let worker = worker(&fake, in_memory()).await;
