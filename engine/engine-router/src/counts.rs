@@ -16,7 +16,7 @@ pub struct Counts {
     pub failed: u64,
     /// Handed to a queue.
     pub deferred: u64,
-    pub by_function: HashMap<String, u64>,
+    pub by_function: HashMap<String, u64, ahash::RandomState>,
     pub workers_connected: u64,
     pub workers_left: u64,
     durations: [u64; BUCKETS],
@@ -29,7 +29,7 @@ impl Default for Counts {
             succeeded: 0,
             failed: 0,
             deferred: 0,
-            by_function: HashMap::new(),
+            by_function: HashMap::default(),
             workers_connected: 0,
             workers_left: 0,
             durations: [0; BUCKETS],

@@ -210,7 +210,7 @@ pub struct Router {
     pub(crate) connections: BTreeMap<ConnId, Connection>,
     /// Live providers of each function, newest last.
     pub(crate) functions: BTreeMap<String, Vec<Provider>>,
-    pub(crate) pending: HashMap<Uuid, Pending>,
+    pub(crate) pending: HashMap<Uuid, Pending, ahash::RandomState>,
     pub(crate) forgotten: Forgotten,
     /// Live providers of each type, newest last.
     pub(crate) trigger_types: BTreeMap<String, Vec<TriggerType>>,
@@ -235,7 +235,7 @@ impl Router {
             id_seed: seed,
             connections: BTreeMap::new(),
             functions: BTreeMap::new(),
-            pending: HashMap::new(),
+            pending: HashMap::default(),
             forgotten: Forgotten::default(),
             trigger_types: BTreeMap::new(),
             triggers: BTreeMap::new(),

@@ -46,8 +46,8 @@ pub(crate) struct Hub {
 
 struct State {
     router: Router,
-    queues: HashMap<ConnId, Queue>,
-    builtins: HashMap<ConnId, Arc<dyn Builtin>>,
+    queues: HashMap<ConnId, Queue, ahash::RandomState>,
+    builtins: HashMap<ConnId, Arc<dyn Builtin>, ahash::RandomState>,
     /// Functions of connections that are HTTP requests.
     requests: HashMap<(ConnId, String), Request>,
     /// Calls of our own that wait for their answer.
@@ -118,8 +118,8 @@ impl Hub {
         let seed = Uuid::new_v4().as_u128() ^ Uuid::new_v4().as_u128().rotate_left(64);
         let state = State {
             router: Router::new(crate::VERSION, seed),
-            queues: HashMap::new(),
-            builtins: HashMap::new(),
+            queues: HashMap::default(),
+            builtins: HashMap::default(),
             requests: HashMap::new(),
             waiting: HashMap::new(),
             logs: HashMap::new(),
@@ -556,4 +556,27 @@ fn invocation(call: InvokeFunction, caller: Option<Uuid>) -> Invocation {
 fn unix_us() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_vms_worker_that_comes_anew_gets_no_more_lines_in_the_log() {
+        let hub = Hub::new();
+        let flood = |vm_worker: Option<&str>| {
+            let origin = Origin { vm_worker: vm_worker.map(ToOwned::to_owned), ..Origin::default() };
+            let mut lines = 0;
+            for _ in 0..5 {
+                let conn = hub.open(origin.clone(), &CancellationToken::new()).conn;
+                (0..20).for_each(|_| hub.log(conn, || lines += 1));
+                hub.close(conn);
+            }
+            lines
+        };
+        assert_eq!(flood(Some("one")), 10);
+        assert_eq!(flood(Some("other")), 10);
+        assert_eq!(flood(None), 50, "each connection has its own");
+    }
 }

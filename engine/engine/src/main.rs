@@ -5,8 +5,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use engine::{Config, ConfigError, EngineError, Logging, VERSION, serve};
+use mimalloc::MiMalloc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// What one thread allocates another frees, with every call: that costs less here than in glibc's.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Routes function calls between workers.
 #[derive(Parser)]
