@@ -562,7 +562,7 @@ fn unix_us() -> u64 {
 mod tests {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_vms_worker_that_comes_anew_gets_no_more_lines_in_the_log() {
         let hub = Hub::new();
         let flood = |vm_worker: Option<&str>| {

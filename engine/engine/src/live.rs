@@ -71,7 +71,6 @@ impl EngineError {
 /// What could not be started; nothing is left running then.
 pub async fn serve(config: Config, logging: Logging, stop: CancellationToken) -> Result<(), EngineError> {
     sys::raise_open_files();
-    sys::keep_freed_memory();
     let mut listening = Vec::new();
     for listener in &config.listeners {
         listening.push((bind(listener).await?, listener.clone()));

@@ -1,5 +1,5 @@
-//! What is asked of the kernel and the C library: how a child begins, how many files and how much freed memory we may hold.
-#![expect(unsafe_code, reason = "pre_exec and mallopt have no safe form")]
+//! What is asked of the kernel: how a child begins, and how many files we may hold.
+#![expect(unsafe_code, reason = "pre_exec has no safe form")]
 
 use std::io;
 use std::os::fd::RawFd;
@@ -14,18 +14,6 @@ pub(crate) fn raise_open_files() {
         .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
     if let Err(error) = raised {
         warn!(%error, "could not raise the number of open files");
-    }
-}
-
-/// Messages of a megabyte come and go hundreds of times a second: as they are shipped, allocators give such memory back to the
-/// kernel each time, and have every page of it cleared again.
-pub(crate) fn keep_freed_memory() {
-    #[cfg(target_env = "gnu")]
-    for (parameter, bytes) in [(libc::M_MMAP_THRESHOLD, 4 << 20), (libc::M_TRIM_THRESHOLD, 32 << 20)] {
-        // SAFETY: sets a number under the allocator's own lock; refused values change nothing.
-        if unsafe { libc::mallopt(parameter, bytes) } == 0 {
-            warn!(parameter, bytes, "could not set up the allocator");
-        }
     }
 }
 

@@ -202,12 +202,13 @@ fn a_guest_with_network_reaches_no_loopback_port_of_the_host() {
         \x20try: socket.create_connection((address,int(sys.argv[1])),3); print(address,'open')\n\
         \x20except OSError: print(address,'closed')\n\
         try: print('resolver', socket.gethostbyname('no-such-name.invalid'))\n\
-        except OSError as error: print('no such name')\n";
+        except OSError as error: print('no such name')\n\
+        print('IPv6:', *(line.split()[-1] for line in open('/proc/net/if_inet6')))\n";
     let answer = rig.call(
         "sandbox::exec",
         &json!({ "sandbox_id": created["sandbox_id"], "argv": ["python3", "-c", script, port.to_string()] }),
     );
-    let expected = "100.96.0.1 closed\n127.0.0.1 closed\n169.254.169.254 closed\nno such name\n";
+    let expected = "100.96.0.1 closed\n127.0.0.1 closed\n169.254.169.254 closed\nno such name\nIPv6: lo\n";
     assert_eq!(answer["stdout"], expected, "{answer}");
     drop(server);
 }

@@ -40,7 +40,7 @@ fn an_image_is_a_worker_and_a_sandbox() {
 #[test]
 fn an_unknown_image_and_an_unreachable_registry_are_typed_errors() {
     let rig = Rig::builder().start();
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+    let closed = test_rig::free_port();
     let reference = format!("127.0.0.1:{closed}/nobody/nothing:1");
     let error = rig
         .trigger("worker::add", &json!({ "source": { "kind": "oci", "reference": reference } }))

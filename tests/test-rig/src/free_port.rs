@@ -5,11 +5,13 @@ use std::net::TcpListener;
 use std::ops::Range;
 use std::sync::Mutex;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::{F_WRLCK, SEEK_SET, c_short, flock};
+use nix::unistd::geteuid;
 
-/// Below those that Linux gives to whoever asks for any port (`ip_local_port_range`, 32768 and up): no connection and no
-/// other listener comes upon one of these between the choice and the use of it.
+/// Below those that Linux gives to whoever asks for any port (`ip_local_port_range`, 32768 and up unless it is set): no
+/// connection and no other listener comes upon one of these between the choice and the use of it.
 const PORTS: Range<u16> = 12_000..32_000;
 
 /// The locks of this process, one for each port it was given.
@@ -29,7 +31,8 @@ pub fn free_port() -> u16 {
 
 /// The port, if it was free and now is ours.
 fn taken_for_us(port: u16) -> Option<u16> {
-    let path = std::env::temp_dir().join("iii-test-ports");
+    // Each user's own: nobody else may write to it.
+    let path = std::env::temp_dir().join(format!("iii-test-ports-{}", geteuid()));
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).expect("the file of locks");
     // One byte of the file stands for each port. The lock belongs to the open file, and so ends with this process.
     let lock = flock {
@@ -39,7 +42,11 @@ fn taken_for_us(port: u16) -> Option<u16> {
         l_len: 1,
         l_pid: 0,
     };
-    fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)).ok()?;
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)) {
+        Ok(_) => {}
+        Err(Errno::EAGAIN | Errno::EACCES) => return None,
+        Err(error) => panic!("a lock on port {port}: {error}"),
+    }
     TcpListener::bind(("127.0.0.1", port)).ok()?;
     OURS.lock().expect("nobody panics here").push(file);
     Some(port)

@@ -217,8 +217,8 @@ async fn a_new_address_is_listened_on_before_the_old_one_closes_and_connections_
     before.join("s", "room", None).await;
     before.hears("sync", json!([])).await;
     let old = url(&worker);
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let taken = free.local_addr().expect("an address").port();
+    let taken = test_rig::free_port();
+    let free = std::net::TcpListener::bind(("127.0.0.1", taken)).expect("a port");
     let mut settings = in_memory();
     settings["host"] = json!("127.0.0.1");
     settings["port"] = json!(taken);
