@@ -2,16 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use engine_builtin::{
-    Binding, Deliveries, Engine, ErrorBody, Invocation, LogLimit, Raw, Recipient, Standing, Trace, is_met,
-};
+use engine_builtin::{Binding, Deliveries, Engine, ErrorBody, Event, LogLimit, Recipient, Standing, Trace};
 use futures_util::FutureExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::timeout;
-use tracing::warn;
 
 use crate::entry::{Entry, expand};
 
@@ -50,9 +45,6 @@ struct Bound {
     filter: Filter,
     standing: Standing,
 }
-
-/// For a function and its condition. One that takes longer is not waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Bindings by their id.
 pub(crate) struct Bindings {
@@ -126,30 +118,16 @@ impl Bindings {
                 if told.standing.has_ended() {
                     return;
                 }
-                if timeout(PATIENCE, told.tell(&engine, &log, &data, &trace)).await.is_err() {
-                    let function = told.to.function_id();
-                    log.line(|| warn!(function, "a function bound to `configuration` does not answer"));
-                }
+                let event = Event {
+                    trigger_type: crate::NAME,
+                    function_id: told.to.function_id(),
+                    condition: told.filter.condition_function_id.as_deref(),
+                    data: &data,
+                    trace: &trace,
+                };
+                event.tell(&engine, &log).await;
             };
             let _ = self.deliveries.begin(&bound.to, Some(&entry.id), room.clone(), work.boxed());
-        }
-    }
-}
-
-impl Bound {
-    async fn tell(&self, engine: &Engine, log: &LogLimit, data: &Raw, trace: &Trace) {
-        let (function, condition) = (self.to.function_id(), self.filter.condition_function_id.as_deref());
-        match is_met(engine, condition, data, trace).await {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => {
-                log.line(|| warn!(condition, %error, "a condition failed, its function is not called"));
-                return;
-            }
-        }
-        let call = Invocation { function_id: function.to_owned(), data: data.clone(), trace: trace.clone() };
-        if let Err(error) = engine.call(call).await {
-            log.line(|| warn!(function, %error, "a function bound to `configuration` failed"));
         }
     }
 }

@@ -27,6 +27,9 @@ pub use settings::schema;
 /// As in config.yaml.
 pub const NAME: &str = "iii-pubsub";
 
+/// Of what it offers.
+pub(crate) const TRIGGER_TYPE: &str = "subscribe";
+
 /// Opens the adapter: a Redis must be there.
 ///
 /// # Errors

@@ -1,26 +1,20 @@
 //! The worker: its function, its trigger type, and what each message sets off.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use engine_builtin::{
-    Answer, Binding, BoxFuture, Builtin, BuiltinError, Call, Deliveries, Engine, ErrorBody, Invocation, LogLimit,
-    Overloaded, Raw, RegisterFunction, RegisterTriggerType, Reply, Settings, Trace, decode, is_met, name,
+    Answer, Binding, BoxFuture, Builtin, BuiltinError, Call, Deliveries, Engine, ErrorBody, Event, LogLimit,
+    Overloaded, Raw, RegisterFunction, RegisterTriggerType, Reply, Settings, Trace, decode, name,
 };
 use futures_util::FutureExt;
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::to_raw_value;
 use tokio::sync::watch;
-use tokio::time::timeout;
-use tracing::{debug, warn};
 
 use crate::redis::Redis;
 use crate::settings::{self, AdapterSettings};
-use crate::subscriptions::{Subscription, Subscriptions};
-
-/// A handler that takes longer keeps no other waiting.
-const HANDLING: Duration = Duration::from_secs(60);
+use crate::subscriptions::Subscriptions;
 
 pub(crate) struct PubSub {
     shared: Arc<Shared>,
@@ -132,8 +126,17 @@ impl Shared {
         for subscription in subscriptions {
             let to = subscription.to.clone();
             let (engine, log) = (Arc::clone(&self.engine), self.log.clone());
-            let handling = handle(engine, log, subscription, Arc::clone(&data), trace.clone());
-            let delivery = timeout(HANDLING, handling).map(drop);
+            let (data, trace) = (Arc::clone(&data), trace.clone());
+            let delivery = async move {
+                let event = Event {
+                    trigger_type: crate::TRIGGER_TYPE,
+                    function_id: subscription.to.function_id(),
+                    condition: subscription.condition.as_deref(),
+                    data: &data,
+                    trace: &trace,
+                };
+                event.tell(&engine, &log).await;
+            };
             let _ = self.deliveries.begin(&to, None, room.clone(), delivery.boxed());
         }
         Ok(())
@@ -152,22 +155,6 @@ impl Shared {
     pub(crate) fn topics(&self) -> (u64, std::collections::BTreeSet<String>) {
         let subscriptions = lock(&self.subscriptions);
         (subscriptions.version(), subscriptions.topics())
-    }
-}
-
-async fn handle(engine: Engine, log: LogLimit, subscription: Arc<Subscription>, data: Arc<Raw>, trace: Trace) {
-    match is_met(&engine, subscription.condition.as_deref(), &data, &trace).await {
-        Ok(true) => {}
-        Ok(false) => return,
-        Err(error) => {
-            let function = subscription.to.function_id();
-            log.line(|| warn!(function, %error, "a condition failed: its handler is skipped"));
-            return;
-        }
-    }
-    let invocation = Invocation { function_id: subscription.to.function_id().to_owned(), data: (*data).clone(), trace };
-    if let Err(error) = engine.call(invocation).await {
-        debug!(function = subscription.to.function_id(), %error, "a subscriber failed");
     }
 }
 
@@ -199,7 +186,7 @@ impl Builtin for PubSub {
             "properties": { "topic": { "type": "string" }, "condition_function_id": { "type": "string" } }
         });
         vec![RegisterTriggerType {
-            id: "subscribe".into(),
+            id: crate::TRIGGER_TYPE.into(),
             description: Some("Fires for each message that is published to a topic".into()),
             trigger_request_format: to_raw_value(&config).ok(),
             call_request_format: None,

@@ -12,9 +12,8 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
-use std::time::Duration;
 
-use engine_builtin::{Binding, Engine, ErrorBody, Invocation, LogLimit, PER_VM, Raw, Standing, Trace, is_met};
+use engine_builtin::{Binding, Engine, ErrorBody, Event, LogLimit, PER_VM, Raw, Standing, Trace};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
@@ -47,9 +46,6 @@ const MAX_IN_FLIGHT_PER_VM: usize = PER_VM.in_flight;
 
 /// What an event takes besides its values.
 const EVENT_BYTES: usize = 1024;
-
-/// For a handler and its condition. One that takes longer is not waited for.
-const HANDLING: Duration = Duration::from_secs(60);
 
 /// A function that is bound to the trigger type, to what, and the events that wait for it.
 #[derive(Debug)]
@@ -345,27 +341,14 @@ impl Events {
         if target.standing.has_ended() {
             return;
         }
-        let called = tokio::time::timeout(HANDLING, self.call(target, &payload, &waiting.trace)).await;
-        if called.is_err() {
-            let function_id = &target.function_id;
-            self.log.line(|| warn!(function_id, "the handler of a `state` trigger did not answer in time"));
-        }
-    }
-
-    async fn call(&self, target: &Target, payload: &Raw, trace: &Trace) {
-        let (function_id, condition) = (target.function_id.as_str(), target.condition.as_deref());
-        match is_met(&self.engine, condition, payload, trace).await {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => {
-                self.log.line(|| warn!(function_id, condition, %error, "the condition of a `state` trigger failed"));
-                return;
-            }
-        }
-        let call = Invocation { function_id: function_id.to_owned(), data: payload.clone(), trace: trace.clone() };
-        if let Err(error) = self.engine.call(call).await {
-            self.log.line(|| warn!(function_id, %error, "the handler of a `state` trigger failed"));
-        }
+        let event = Event {
+            trigger_type: crate::TRIGGER_TYPE,
+            function_id: &target.function_id,
+            condition: target.condition.as_deref(),
+            data: &payload,
+            trace: &waiting.trace,
+        };
+        event.tell(&self.engine, &self.log).await;
     }
 
     /// Ends what is on its way.

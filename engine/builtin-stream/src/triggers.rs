@@ -4,22 +4,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use engine_builtin::{
-    Binding, Deliveries, Engine, ErrorBody, Invocation, LogLimit, Raw, Recipient, Standing, Trace, is_met,
-};
+use engine_builtin::{Binding, Deliveries, Engine, ErrorBody, Invocation, LogLimit, Raw, Recipient, Standing, Trace};
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::event::Event;
 
 pub(crate) const STREAM: &str = "stream";
 pub(crate) const JOIN: &str = "stream:join";
 pub(crate) const LEAVE: &str = "stream:leave";
-
-/// For a handler of an event and its condition. One that takes longer is not waited for.
-const HANDLING: Duration = Duration::from_secs(60);
 
 /// For one handler of `stream:join` or `stream:leave`.
 const ANSWERING: Duration = Duration::from_secs(30);
@@ -159,10 +154,14 @@ impl Triggers {
                 if bound.standing.has_ended() {
                     return;
                 }
-                if timeout(HANDLING, handle(&engine, &log, &bound, &text, &trace)).await.is_err() {
-                    let function = bound.to.function_id();
-                    log.line(|| warn!(function, "a handler of a stream did not answer in time"));
-                }
+                let told = engine_builtin::Event {
+                    trigger_type: STREAM,
+                    function_id: bound.to.function_id(),
+                    condition: bound.condition.as_deref(),
+                    data: &text,
+                    trace: &trace,
+                };
+                told.tell(&engine, &log).await;
             };
             let _ = self.deliveries.begin(&watch.to, Some(&lane), room.clone(), work.boxed());
         }
@@ -238,21 +237,5 @@ fn lane(event: &Event) -> String {
         // No other group and item read the same.
         Some(id) => format!("{} {group_id} {id}", group_id.len()),
         None => format!("- {group_id}"),
-    }
-}
-
-async fn handle(engine: &Engine, log: &LogLimit, watch: &Watch, text: &Raw, trace: &Trace) {
-    let function_id = watch.to.function_id();
-    match is_met(engine, watch.condition.as_deref(), text, trace).await {
-        Ok(true) => {}
-        Ok(false) => return,
-        Err(error) => {
-            log.line(|| warn!(function = function_id, %error, "a condition failed: its handler is skipped"));
-            return;
-        }
-    }
-    let invocation = Invocation { function_id: function_id.to_owned(), data: text.clone(), trace: trace.clone() };
-    if let Err(error) = engine.call(invocation).await {
-        debug!(function = function_id, %error, "a handler of a stream failed");
     }
 }
