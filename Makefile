@@ -49,8 +49,9 @@ bench-kvm: setup-test
 
 # What the engine costs per operation, by its own accounting, beside its targets. CASES="calls idle" measures only these;
 # ARGS="--runs 3" takes medians.
-load: setup-test
-	cargo build --quiet --release -p engine -p load
+load: setup-test build
+	@# By itself: together with others it would have their crates built anew, with other features.
+	cargo build --quiet --release -p load
 	@$(TARGET)/release/load --json tests/load/results.json $(ARGS) $(CASES)
 
 # The checks that need no VM: format, lints, docs, tidy, licences (when cargo-deny is installed).

@@ -177,9 +177,9 @@ impl Hub {
         }
     }
 
-    /// A message of `conn`. Returned is what its reader has to wait for before it reads on.
-    pub(crate) fn receive(self: &Arc<Self>, conn: ConnId, message: Message) -> Option<Arc<Pressure>> {
-        self.process(Input::Received { conn, message })
+    /// A message of `conn` that arrived at `at_us`. Returned is what its reader has to wait for before it reads on.
+    pub(crate) fn receive(self: &Arc<Self>, conn: ConnId, message: Message, at_us: u64) -> Option<Arc<Pressure>> {
+        self.process_at(at_us, Input::Received { conn, message })
     }
 
     pub(crate) fn close(self: &Arc<Self>, conn: ConnId) {
@@ -300,10 +300,14 @@ impl Hub {
         }
     }
 
-    /// Advances the router, then does outside of its lock what has to be done there, and what that leads to.
     fn process(self: &Arc<Self>, input: Input) -> Option<Arc<Pressure>> {
+        self.process_at(unix_us(), input)
+    }
+
+    /// Advances the router, then does outside of its lock what has to be done there, and what that leads to.
+    fn process_at(self: &Arc<Self>, now_us: u64, input: Input) -> Option<Arc<Pressure>> {
         let mut deliveries = VecDeque::new();
-        let mut pressure = self.advance(input, &mut deliveries);
+        let mut pressure = self.advance(now_us, input, &mut deliveries);
         while let Some(delivery) = deliveries.pop_front() {
             match delivery {
                 Delivery::Call { builtin, conn, call, caller, from } => {
@@ -341,7 +345,7 @@ impl Hub {
         };
         match builtin.call(call) {
             Reply::Now(answer) => {
-                self.advance(answered(conn, id, answer), deliveries);
+                self.advance(unix_us(), answered(conn, id, answer), deliveries);
                 None
             }
             Reply::Later(answer) => self.take_on(conn, id, answer, bytes, from, deliveries),
@@ -363,7 +367,8 @@ impl Hub {
         {
             from.take(bytes);
             let message = "too many calls wait for built-in workers; let some be answered first";
-            self.advance(answered(conn, id, Err(ErrorBody::new("limit_reached", message))), deliveries);
+            let refused = Err(ErrorBody::new("limit_reached", message));
+            self.advance(unix_us(), answered(conn, id, refused), deliveries);
             return None;
         }
         self.answer_later(conn, id, answer, from.clone().map(|from| (from, bytes)));
@@ -393,7 +398,7 @@ impl Hub {
 
     /// One step of the router, and what can be done under its lock. Never waits. Returned is the pressure on who is sent
     /// a call.
-    fn advance(&self, input: Input, deliveries: &mut VecDeque<Delivery>) -> Option<Arc<Pressure>> {
+    fn advance(&self, now_us: u64, input: Input, deliveries: &mut VecDeque<Delivery>) -> Option<Arc<Pressure>> {
         let from = match &input {
             Input::Received { conn, .. } => Some(*conn),
             _ => None,
@@ -403,7 +408,7 @@ impl Hub {
         // Most inputs lead to no other: nothing is allocated for those.
         let (mut first, mut inputs) = (Some(input), Vec::new());
         while let Some(input) = first.take().or_else(|| inputs.pop()) {
-            let mut effects = state.router.step(unix_us(), input);
+            let mut effects = state.router.step(now_us, input);
             for effect in effects.drain(..) {
                 match effect {
                     Effect::Send { conn, message, caller } => {
@@ -553,7 +558,8 @@ fn invocation(call: InvokeFunction, caller: Option<Uuid>) -> Invocation {
     }
 }
 
-fn unix_us() -> u64 {
+/// Microseconds since 1970.
+pub(crate) fn unix_us() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 
 use crate::access::Access;
 use crate::frames::{self, Event, FrameError, Incoming};
-use crate::hub::{Hub, Origin, Outgoing, Seat};
+use crate::hub::{Hub, Origin, Outgoing, Seat, unix_us};
 use crate::pressure::Pressure;
 use crate::progress::Progress;
 
@@ -93,10 +93,12 @@ async fn read(
 ) -> Result<(), ReadError> {
     let mut incoming = Incoming::default();
     while incoming.fill(&mut source).await? > 0 {
+        // Of all that has arrived together: a look at the clock for each message would take a thirtieth of its time.
+        let mut at_us = unix_us();
         while let Some(event) = incoming.next()? {
             match event {
-                Event::Text { text, frame } => receive(hub, access, conn, text, frame).await,
-                Event::Binary(bytes) => binary(hub, access, conn, bytes).await,
+                Event::Text { text, frame } => receive(hub, access, conn, text, frame, &mut at_us).await,
+                Event::Binary(bytes) => binary(hub, access, conn, bytes, &mut at_us).await,
                 Event::Ping(payload) => drop(pings.try_send(Control::Pong(payload.to_vec()))),
                 Event::Close => return Ok(()),
             }
@@ -245,8 +247,16 @@ async fn write_all(sink: &mut (impl AsyncWrite + Unpin), mut slices: &mut [IoSli
     Ok(())
 }
 
-/// One frame's text. Waits while those the message goes to have no room: the peer's next frame is not read then.
-async fn receive(hub: &Arc<Hub>, access: &Access, conn: engine_router::ConnId, text: &str, frame: Option<&Bytes>) {
+/// One frame's text, which arrived at `at_us`. Waits while those the message goes to have no room: the peer's next frame is
+/// not read then, and arrives when there is.
+async fn receive(
+    hub: &Arc<Hub>,
+    access: &Access,
+    conn: engine_router::ConnId,
+    text: &str,
+    frame: Option<&Bytes>,
+    at_us: &mut u64,
+) {
     if text.trim_start().is_empty() {
         return;
     }
@@ -259,16 +269,21 @@ async fn receive(hub: &Arc<Hub>, access: &Access, conn: engine_router::ConnId, t
         }
     };
     let Some(message) = access.pass(hub, conn, message).await else { return };
-    if let Some(pressure) = hub.receive(conn, message) {
+    // Others may have been asked before they pass.
+    if !matches!(message, Message::InvokeFunction(_) | Message::InvocationResult(_)) {
+        *at_us = unix_us();
+    }
+    if let Some(pressure) = hub.receive(conn, message, *at_us) {
         pressure.room().await;
+        *at_us = unix_us();
     }
 }
 
-async fn binary(hub: &Arc<Hub>, access: &Access, conn: engine_router::ConnId, bytes: &[u8]) {
+async fn binary(hub: &Arc<Hub>, access: &Access, conn: engine_router::ConnId, bytes: &[u8], at_us: &mut u64) {
     if is_telemetry(bytes) {
         access.telemetry(bytes);
     } else if let Ok(text) = std::str::from_utf8(bytes) {
-        receive(hub, access, conn, text, None).await;
+        receive(hub, access, conn, text, None, at_us).await;
     }
 }
 
