@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// Longest turn. `true` takes less than 80 ms in a clone, a processor to itself; Python is translated by then, if not through.
+/// Longest turn. `true` takes less than 80 ms in a clone, a processor to itself; Python is translated by then, if not
+/// through.
 const LONGEST: Duration = Duration::from_millis(150);
 
 /// Nobody waits longer than this for a turn: on a machine that is busy with other things, turns help nobody.
