@@ -67,8 +67,14 @@ impl Saved {
         let path = self.folder.join(name);
         let file = File::open(&path).map_err(|error| self.damaged(format!("{name}: {error}")))?;
         self.expect(name, file.metadata().map_err(at(&path))?.len(), saved.bytes)?;
-        let whole = !verify || sparse::checksum(&file).map_err(at(&path))? == saved.crc32;
-        if whole { Ok(file) } else { Err(self.damaged(format!("{name} is not what was saved"))) }
+        if !verify {
+            return Ok(file);
+        }
+        match saved.crc32 {
+            Some(sum) if sum == sparse::checksum(&file).map_err(at(&path))? => Ok(file),
+            Some(_) => Err(self.damaged(format!("{name} is not what was saved"))),
+            None => Err(self.damaged(format!("{name} was saved without a checksum"))),
+        }
     }
 
     fn expect(&self, name: &str, found: u64, expected: u64) -> Result<(), QemuError> {

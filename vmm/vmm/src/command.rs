@@ -30,7 +30,8 @@ pub struct SnapshotRequest {
     pub folder: PathBuf,
     /// The guest stays paused when the snapshot succeeded.
     pub leave_paused: bool,
-    /// It survives a crash of the host. Not needed for one that is restored at once and thrown away.
+    /// It survives a crash of the host, and its memory has a checksum. Neither is needed for one that is restored at once and
+    /// thrown away.
     pub durable: bool,
 }
 

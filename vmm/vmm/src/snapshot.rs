@@ -52,8 +52,9 @@ pub struct SnapshotInfo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedFile {
     pub bytes: u64,
-    /// Over number and content of every 4 KiB page that is not all zeros: holes do not count.
-    pub crc32: u32,
+    /// Over number and content of every 4 KiB page that is not all zeros: holes do not count. `None` for the memory of a
+    /// snapshot that is not durable: its children start at once and take each other's word for it.
+    pub crc32: Option<u32>,
 }
 
 /// One layer of the writable disk. Its length is all that is checked: reading it whole would cost too much.

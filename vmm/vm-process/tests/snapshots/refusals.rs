@@ -125,6 +125,10 @@ async fn what_is_damaged_or_does_not_fit_is_refused_with_the_reason() {
     assert!(failure(&place.child("state", "s")).await.ends_with("state is not what was saved"));
     fs::write(path("state"), &state).unwrap();
 
+    let quick = SnapshotRequest { folder: place.snapshot("quick"), leave_paused: false, durable: false };
+    source.snapshot(quick).await.unwrap();
+    assert!(failure(&place.child("unsummed", "quick")).await.ends_with("memory was saved without a checksum"));
+
     fs::rename(path("disk-0"), path("disk")).unwrap();
     assert!(failure(&place.child("disk", "s")).await.contains("disk-0"));
     fs::rename(path("disk"), path("disk-0")).unwrap();
