@@ -22,6 +22,7 @@ mod machine;
 mod sandbox;
 mod serve;
 mod sys;
+mod turns;
 mod worker;
 
 use std::path::PathBuf;

@@ -128,6 +128,7 @@ impl Warm {
         plan.name = "waiting".to_owned();
         tokio::spawn(async move {
             let quiet = |_: BootProgress| {};
+            let _turn = machines.turns.take().await;
             let started = async {
                 let booted = Booted::start(&machines, &plan, &quiet).await.ok()?;
                 // What is restored needs no one like it to wait.

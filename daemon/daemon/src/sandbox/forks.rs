@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use daemon_api::sandbox::Create;
 use daemon_api::snapshot::{Fork, Restore, Restored, Row, Snapshot, Taken};
 use daemon_api::{SandboxError, SandboxErrorKind as Kind};
-use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use guest_protocol::Origin;
 use tracing::info;
 use uuid::Uuid;
@@ -19,9 +19,6 @@ use super::snapshots::{About, Stored, unix_seconds};
 use super::{Sandboxes, environment};
 use crate::home::RunDir;
 use crate::machine::{RestoreRequest, SaveError};
-
-/// Restored at once: with 8, fifty children took a quarter longer (`make bench AREAS=fork`, two processors).
-const AT_ONCE: usize = 3;
 
 /// What `image` begins with when it is a snapshot.
 const PREFIX: &str = "snapshot:";
@@ -175,8 +172,7 @@ impl Sandboxes {
             let (sandboxes, common) = (Arc::clone(self), Arc::clone(&common));
             async move { sandboxes.restore_one(&common, place, verify && number == 0).await }
         });
-        let results: Vec<Result<Uuid, SandboxError>> =
-            futures_util::stream::iter(jobs).buffered(AT_ONCE).collect().await;
+        let results: Vec<Result<Uuid, SandboxError>> = join_all(jobs).await;
         let (ids, errors): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
         let ids: Vec<Uuid> = ids.into_iter().flatten().collect();
         match errors.into_iter().find_map(Result::err) {

@@ -4,7 +4,6 @@ mod command;
 mod forks;
 mod registry;
 mod snapshots;
-mod turns;
 
 pub(crate) use command::{argv, environment, stdin};
 pub(crate) use registry::{Activity, Sandboxes, Seat};
