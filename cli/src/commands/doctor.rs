@@ -45,7 +45,7 @@ impl Finding {
 pub(crate) async fn run(arguments: arguments::Doctor) -> Outcome {
     let home = home();
     let mut findings =
-        vec![programs(), qemu().optional(), kvm(), kit(&home), driver(&home), images(&home), space(&home)];
+        vec![programs(), qemu(&home).optional(), kvm(), kit(&home), driver(&home), images(&home), space(&home)];
     findings.push(engine(&arguments.address).await);
     let bad = findings.iter().any(|finding| finding.needed && !finding.ok);
     if arguments.json {
@@ -82,12 +82,19 @@ fn programs() -> Finding {
     Finding::bad("programs", found, "build all of them with `make build`, or name their folder in III_BIN_DIR")
 }
 
-fn qemu() -> Finding {
-    let program = std::env::var("III_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".into());
+/// The one that VMs would run on: named, the kit's, or installed.
+fn qemu(home: &Path) -> Finding {
+    let named = std::env::var("III_QEMU").ok().filter(|name| !name.is_empty());
+    let kits = home.join("lib/kit/qemu-system-x86_64");
+    let program = match named {
+        Some(named) => named,
+        None if kits.is_file() => kits.display().to_string(),
+        None => "qemu-system-x86_64".to_owned(),
+    };
     match Command::new(&program).arg("--version").output() {
         Ok(output) if output.status.success() => {
             let text = String::from_utf8_lossy(&output.stdout);
-            Finding::good("QEMU", text.lines().next().unwrap_or_default().to_owned())
+            Finding::good("QEMU", format!("{}: {program}", text.lines().next().unwrap_or_default()))
         }
         Ok(output) => {
             Finding::bad("QEMU", format!("{program} ended with {}", output.status), "reinstall qemu-system-x86")

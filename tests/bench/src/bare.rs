@@ -62,13 +62,16 @@ fn frame(guest: &mut UnixStream) {
 pub(crate) struct Template {
     folder: PathBuf,
     shape: Value,
+    /// The QEMU that made it.
+    program: PathBuf,
 }
 
 impl Template {
     pub(crate) fn find(templates: &Path) -> Option<Self> {
         let folder = fs::read_dir(templates).ok()?.flatten().map(|entry| entry.path()).find(|path| path.is_dir())?;
         let about: Value = serde_json::from_slice(&fs::read(folder.join("template.json")).ok()?).ok()?;
-        Some(Self { folder, shape: about["key"]["shape"].clone() })
+        let program = PathBuf::from(about["key"]["qemu"][0].as_str()?);
+        Some(Self { folder, shape: about["key"]["shape"].clone(), program })
     }
 
     /// Starts QEMU on the template's files, and waits for the answer to a ping.
@@ -109,7 +112,7 @@ impl Template {
         let memory = json!({"qom-type": "memory-backend-file", "id": "mem", "size": mib << 20,
             "mem-path": self.folder.join("memory"), "share": false});
         let (accel, cpu) = if self.shape["accel"] == "kvm" { ("kvm", "host") } else { ("tcg,thread=multi", "max") };
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = Command::new(&self.program);
         command.args(["-object", &memory.to_string(), "-accel", accel, "-cpu", cpu]);
         command.args(["-M", "microvm,x-option-roms=off,rtc=on,pit=off,pic=off,acpi=on,memory-backend=mem"]);
         command.args(["-m", &format!("{mib}M"), "-smp", &self.shape["vcpus"].to_string()]);

@@ -84,7 +84,7 @@ pub(crate) fn choice(
     folder: &Path,
 ) -> Result<Choice, ChoiceError> {
     let verdict = || -> KvmVerdict { cached_verdict(folder, probe::in_child) };
-    choose(driver, accel, kit.boots(), &QemuProgram::find(), verdict)
+    choose(driver, accel, kit.boots(), &QemuProgram::find(kit), verdict)
 }
 
 impl<'a> Driver<'a> {
@@ -95,7 +95,7 @@ impl<'a> Driver<'a> {
             TemplateUse::Snapshot { .. } => DriverError::SnapshotNeeds(error),
             _ => error.into(),
         })?;
-        match (choice.driver, QemuProgram::find()) {
+        match (choice.driver, QemuProgram::find(&kit)) {
             (DriverKind::Libkrun, _) => Ok(Self::Krun(vmm_krun::Driver::prepare(spec)?)),
             (DriverKind::Qemu, QemuProgram::Found(program)) => {
                 Ok(Self::Qemu(Box::new(vmm_qemu::Driver::prepare(spec, program, kit, choice.accel)?)))

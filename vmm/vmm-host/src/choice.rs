@@ -8,12 +8,11 @@
 //!
 //! What a person names is taken or refused, never replaced.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 use vmm::{AccelChoice, DriverChoice};
 
 use crate::kvm_probe::KvmVerdict;
+use crate::qemu_program::QemuProgram;
 
 /// How instructions are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,37 +86,6 @@ impl ChoiceError {
             Self::KernelUnfitForQemu { .. } => "run `make kit` for a kernel that QEMU boots".to_owned(),
             Self::NoQemu { .. } => "apt install qemu-system-x86, or name the program in III_QEMU".to_owned(),
         }
-    }
-}
-
-/// QEMU's program: where it is, or what was looked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum QemuProgram {
-    Found(PathBuf),
-    Missing { tried: String },
-}
-
-impl QemuProgram {
-    /// `III_QEMU`, else `qemu-system-x86_64` in `PATH`.
-    #[must_use]
-    pub fn find() -> Self {
-        if cfg!(not(target_arch = "x86_64")) {
-            // The machine that our driver describes is a PC.
-            return Self::Missing { tried: "QEMU's driver is for x86-64".to_owned() };
-        }
-        if let Some(named) = std::env::var_os("III_QEMU").filter(|value| !value.is_empty()) {
-            let path = PathBuf::from(&named);
-            return if path.is_file() {
-                Self::Found(path)
-            } else {
-                Self::Missing { tried: path.display().to_string() }
-            };
-        }
-        let name = "qemu-system-x86_64";
-        std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-            .map(|folder| folder.join(name))
-            .find(|path| path.is_file())
-            .map_or_else(|| Self::Missing { tried: name.to_owned() }, Self::Found)
     }
 }
 

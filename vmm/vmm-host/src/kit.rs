@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::choice::Boots;
+use crate::qemu_program::QEMU;
 
 /// Smaller than any kernel that has what a guest needs, and larger than any.
 const KERNEL_BYTES: std::ops::RangeInclusive<u64> = 1024 * 1024..=512 * 1024 * 1024;
@@ -20,6 +21,9 @@ pub struct Kit {
     /// The writable disk of machines that leave nothing behind; kits of tests may lack it. Not part of the identity: a
     /// template keeps a copy of its own.
     pub throwaway: Option<PathBuf>,
+    /// A QEMU of its own, where `make qemu` has built one. Not part of the identity: a template's key has the program that
+    /// made it.
+    pub qemu: Option<PathBuf>,
     pub identity: KitIdentity,
     pub flavour: String,
     /// `uname -r` of its kernel.
@@ -119,11 +123,12 @@ impl Kit {
         }
         check_kernel(&kernel, lengths.0)?;
         let identity = KitIdentity { lengths, ..said.identity };
-        let throwaway = Some(folder.join("scratch-throwaway.ext4")).filter(|disk| disk.exists());
+        let if_there = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
         Ok(Self {
             kernel,
             initramfs,
-            throwaway,
+            throwaway: if_there("scratch-throwaway.ext4"),
+            qemu: if_there(QEMU),
             identity,
             flavour: said.flavour,
             release: said.release,

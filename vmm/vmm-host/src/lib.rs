@@ -26,12 +26,14 @@ mod kvm_guest;
 mod kvm_probe;
 mod machine;
 mod process;
+mod qemu_program;
 mod sys;
 
-pub use choice::{Accel, Boots, Choice, ChoiceError, DriverKind, QemuProgram, choose};
+pub use choice::{Accel, Boots, Choice, ChoiceError, DriverKind, choose};
 pub use console::{CONSOLE_LIMIT_BYTES, ConsoleEnd, describe};
 pub use disks::{DiskError, check_disks, check_root_disk};
 pub use kit::{Kit, KitError, KitIdentity};
 pub use kvm_probe::{KvmVerdict, cached_verdict, probe_in_this_process};
 pub use machine::{cpu_model, kernel_release};
 pub use process::{Process, ProcessError};
+pub use qemu_program::QemuProgram;

@@ -1,0 +1,8 @@
+# The machine and the devices of our guests (vmm/vmm-qemu/src/arguments.rs).
+# CONFIG_Q35 only since QEMU does not link without one of its PCs.
+CONFIG_PCI_DEVICES=n
+CONFIG_Q35=y
+CONFIG_MICROVM=y
+CONFIG_VIRTIO_BLK=y
+CONFIG_VIRTIO_NET=y
+CONFIG_VIRTIO_SERIAL=y
