@@ -40,18 +40,19 @@ use booted::{Booted, Plan};
 use network::Slot;
 use warm::{Kind, Warm};
 
-/// Until the guest has adopted its identity; a cold boot in emulation on a busy machine takes most of it.
+/// Until the guest has adopted its identity, and before that for a turn; a cold boot in emulation on a busy machine takes most
+/// of it.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Until a guest that was restored from a template has done so; after it a cold boot is tried.
 const CLONE_PATIENCE: Duration = Duration::from_secs(45);
 
-/// VMs that come up at once, besides one per processor: on two, fifty children took a quarter longer with 8 at once than with
+/// VMs that start at once, besides one per processor: on two, fifty children took a quarter longer with 8 at once than with
 /// 3 (`make bench AREAS=fork`), and of thirty boots at once on a slow machine none was through in two minutes.
-const MORE_THAN_PROCESSORS: usize = 1;
+const STARTS_BEYOND_PROCESSORS: usize = 1;
 
-/// By then a VM is up, or what keeps it is no lack of processors.
-const LONGEST_TURN: Duration = Duration::from_secs(5);
+/// A start that takes longer goes on without its turn: one that hangs must not hold up the others.
+const LONGEST_TURN: Duration = Duration::from_secs(30);
 
 /// What VMs run on, and how much memory those may have that wait.
 #[derive(Debug, Clone, Copy)]
@@ -72,7 +73,7 @@ pub(crate) struct Machines {
     driver: DriverChoice,
     accel: AccelChoice,
     warm: Warm,
-    /// Of those that come up.
+    /// Who may start a VM now.
     turns: Turns,
 }
 
@@ -149,7 +150,7 @@ impl Machines {
         let iii_vm = bin_dir().join("iii-vm");
         let Choices { driver, accel, warm_pool_mib } = choices;
         let warm = Warm::new(warm_pool_mib);
-        let turns = Turns::new(turns::processors() + MORE_THAN_PROCESSORS, LONGEST_TURN, BOOT_PATIENCE);
+        let turns = Turns::new(starts_at_once(), LONGEST_TURN, BOOT_PATIENCE);
         Ok(Arc::new(Self { home, store, iii_vm, engine_port, vm_socket, ca_bundle, driver, accel, warm, turns }))
     }
 
@@ -211,10 +212,17 @@ impl Machines {
         progress: Watch<'_>,
     ) -> Result<Machine, Failed> {
         let begun = Instant::now();
-        let waited = Kind::of(plan).and_then(|kind| self.warm.take(&kind));
+        let kind = Kind::of(plan);
+        let take = || kind.as_ref().and_then(|kind| self.warm.take(kind));
+        // One that is up already takes no turn; and another may have come up meanwhile.
+        let (waited, _turn) = match take() {
+            Some(booted) => (Some(booted), None),
+            None => {
+                let turn = self.turns.take().await;
+                (take(), turn)
+            }
+        };
         let warm = waited.is_some();
-        // Who is up already takes no turn.
-        let _turn = if warm { None } else { self.turns.take().await };
         let mut booted = match waited {
             Some(booted) => booted,
             None => match tokio::time::timeout(BOOT_PATIENCE, Booted::start(self, plan, progress)).await {
@@ -271,6 +279,11 @@ async fn adopt(booted: &mut Booted, mut identity: Identity, warm: bool) -> Resul
     };
     let patience = if restored || warm { CLONE_PATIENCE } else { BOOT_PATIENCE };
     booted.until_ready(work, patience).await
+}
+
+/// More than these gain nothing: they would only stand in the way of others.
+pub(crate) fn starts_at_once() -> usize {
+    turns::processors() + STARTS_BEYOND_PROCESSORS
 }
 
 /// As logs have it.

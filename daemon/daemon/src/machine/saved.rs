@@ -94,8 +94,8 @@ impl Machines {
     /// A machine that goes on where the saved one was, as somebody else.
     pub(crate) async fn restore(self: &Arc<Self>, request: RestoreRequest) -> Result<Machine, BootError> {
         let begun = Instant::now();
-        let _turn = self.turns.take().await;
         let info = SnapshotInfo::read(&request.folder).map_err(unreadable)?;
+        let _turn = self.turns.take().await;
         let network = if request.network { Network::Open { worker: None } } else { Network::None };
         let plan = Plan {
             name: request.name,

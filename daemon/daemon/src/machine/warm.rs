@@ -130,6 +130,9 @@ impl Warm {
             let quiet = |_: BootProgress| {};
             let _turn = machines.turns.take().await;
             let started = async {
+                if machines.warm.state().closed {
+                    return None;
+                }
                 let booted = Booted::start(&machines, &plan, &quiet).await.ok()?;
                 // What is restored needs no one like it to wait.
                 if booted.restored {

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use daemon_api::sandbox::Create;
 use daemon_api::snapshot::{Fork, Restore, Restored, Row, Snapshot, Taken};
 use daemon_api::{SandboxError, SandboxErrorKind as Kind};
-use futures_util::future::join_all;
+use futures_util::StreamExt as _;
 use guest_protocol::Origin;
 use tracing::info;
 use uuid::Uuid;
@@ -18,7 +18,7 @@ use super::registry::{Place, Sandbox, boot_error};
 use super::snapshots::{About, Stored, unix_seconds};
 use super::{Sandboxes, environment};
 use crate::home::RunDir;
-use crate::machine::{RestoreRequest, SaveError};
+use crate::machine::{self, RestoreRequest, SaveError};
 
 /// What `image` begins with when it is a snapshot.
 const PREFIX: &str = "snapshot:";
@@ -172,7 +172,9 @@ impl Sandboxes {
             let (sandboxes, common) = (Arc::clone(self), Arc::clone(&common));
             async move { sandboxes.restore_one(&common, place, verify && number == 0).await }
         });
-        let results: Vec<Result<Uuid, SandboxError>> = join_all(jobs).await;
+        // No more of them in the queue than could start: others have their turn in between.
+        let results: Vec<Result<Uuid, SandboxError>> =
+            futures_util::stream::iter(jobs).buffered(machine::starts_at_once()).collect().await;
         let (ids, errors): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
         let ids: Vec<Uuid> = ids.into_iter().flatten().collect();
         match errors.into_iter().find_map(Result::err) {
