@@ -83,7 +83,7 @@ kernel:
 	@images/build-kernel $${XDG_CACHE_HOME:-$$HOME/.cache}/iii/guest-kernel
 
 # Our own QEMU instead of the distribution's: a VM starts sooner, and less of QEMU is there to be attacked. Ten minutes, then
-# cached. `make kit` takes both.
+# cached; `make kit` puts it into the kit.
 qemu:
 	@./setup qemu
 	@images/build-qemu $${XDG_CACHE_HOME:-$$HOME/.cache}/iii/own-qemu

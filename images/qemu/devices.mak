@@ -1,5 +1,5 @@
 # The machine and the devices of our guests (vmm/vmm-qemu/src/arguments.rs).
-# CONFIG_Q35 only since QEMU does not link without one of its PCs.
+# No guest uses Q35: QEMU does not link without a PC.
 CONFIG_PCI_DEVICES=n
 CONFIG_Q35=y
 CONFIG_MICROVM=y

@@ -44,8 +44,7 @@ impl Finding {
 
 pub(crate) async fn run(arguments: arguments::Doctor) -> Outcome {
     let home = home();
-    let mut findings =
-        vec![programs(), qemu(&home).optional(), kvm(), kit(&home), driver(&home), images(&home), space(&home)];
+    let mut findings = vec![programs(), qemu(&home), kvm(), kit(&home), driver(&home), images(&home), space(&home)];
     findings.push(engine(&arguments.address).await);
     let bad = findings.iter().any(|finding| finding.needed && !finding.ok);
     if arguments.json {
@@ -82,28 +81,30 @@ fn programs() -> Finding {
     Finding::bad("programs", found, "build all of them with `make build`, or name their folder in III_BIN_DIR")
 }
 
-/// The one that VMs would run on: named, the kit's, or installed.
+/// The QEMU that VMs would run on. The rule is that of `QemuProgram::find` in vmm-host, which the CLI does not know.
 fn qemu(home: &Path) -> Finding {
     let named = std::env::var("III_QEMU").ok().filter(|name| !name.is_empty());
-    let kits = home.join("lib/kit/qemu-system-x86_64");
-    let program = match named {
-        Some(named) => named,
-        None if kits.is_file() => kits.display().to_string(),
-        None => "qemu-system-x86_64".to_owned(),
+    if let Some(named) = named.as_deref().filter(|named| !Path::new(named).is_file()) {
+        return Finding::bad("QEMU", format!("III_QEMU names {named}, which is no file"), "give the program's path");
+    }
+    let in_kit = home.join("lib/kit/qemu-system-x86_64");
+    let (program, repair) = match named {
+        Some(named) => (named, "name another program in III_QEMU, or unset it"),
+        None if in_kit.is_file() => (in_kit.display().to_string(), "run `make qemu kit`"),
+        None => return qemu_version("qemu-system-x86_64", "apt install qemu-system-x86").optional(),
     };
-    match Command::new(&program).arg("--version").output() {
+    // Nothing takes its place.
+    qemu_version(&program, repair)
+}
+
+fn qemu_version(program: &str, repair: &str) -> Finding {
+    match Command::new(program).arg("--version").output() {
         Ok(output) if output.status.success() => {
             let text = String::from_utf8_lossy(&output.stdout);
             Finding::good("QEMU", format!("{}: {program}", text.lines().next().unwrap_or_default()))
         }
-        Ok(output) => {
-            Finding::bad("QEMU", format!("{program} ended with {}", output.status), "reinstall qemu-system-x86")
-        }
-        Err(error) => Finding::bad(
-            "QEMU",
-            format!("{program}: {error}"),
-            "apt install qemu-system-x86, or name the program in III_QEMU",
-        ),
+        Ok(output) => Finding::bad("QEMU", format!("{program} ended with {}", output.status), repair),
+        Err(error) => Finding::bad("QEMU", format!("{program}: {error}"), repair),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::report::{Report, Samples};
 const CLONES: usize = 20;
 const COLD_BOOTS: usize = 5;
 
-/// Where `make bench` has put a kit with Debian's kernel.
+/// Where `make bench` has put a kit with Debian's kernel and without our QEMU.
 const DEBIAN_KIT: &str = "III_BENCH_DEBIAN_KIT";
 
 pub(crate) fn measure(report: &mut Report) {
@@ -23,10 +23,10 @@ pub(crate) fn measure(report: &mut Report) {
     if driver.lacks(Feature::Templates).is_some() {
         return boots(report, &runtime, &on);
     }
-    clones(report, &runtime, &format!("{on}, installed kernel"), &machine::kit(), "");
+    clones(report, &runtime, &format!("{on}, installed kit"), &machine::kit(), "");
     match std::env::var_os(DEBIAN_KIT).map(PathBuf::from) {
-        Some(debian) => clones(report, &runtime, &format!("{on}, Debian kernel"), &debian, "≤ 0.125"),
-        None => eprintln!("not measured: the Debian kernel ({DEBIAN_KIT} names no kit; `make bench` makes one)"),
+        Some(debian) => clones(report, &runtime, &format!("{on}, Debian's kernel and QEMU"), &debian, "≤ 0.125"),
+        None => eprintln!("not measured: Debian's kernel and QEMU ({DEBIAN_KIT} names no kit; `make bench` makes one)"),
     }
 }
 

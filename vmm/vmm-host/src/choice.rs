@@ -1,6 +1,6 @@
 //! Which driver runs a VM, and on what: the rule behind `driver: auto` and `accel: auto`.
 //!
-//! | KVM runs guests | QEMU installed | kernel fits | taken |
+//! | KVM runs guests | QEMU found | kernel fits | taken |
 //! |---|---|---|---|
 //! | yes | yes | QEMU | `qemu` on `kvm`: it restores templates, which is faster than any boot |
 //! | yes | no | libkrun | `libkrun` on `kvm`: nothing to install |

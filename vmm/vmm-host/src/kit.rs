@@ -1,4 +1,4 @@
-//! The kernel and initramfs every guest boots, and the disk that goes with its machine.
+//! The kit: kernel and initramfs that every guest boots, the disk that goes with its machine, our own QEMU if it was built.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -21,8 +21,7 @@ pub struct Kit {
     /// The writable disk of machines that leave nothing behind; kits of tests may lack it. Not part of the identity: a
     /// template keeps a copy of its own.
     pub throwaway: Option<PathBuf>,
-    /// A QEMU of its own, where `make qemu` has built one. Not part of the identity: a template's key has the program that
-    /// made it.
+    /// Our own QEMU, where `make qemu` has built one. Not part of the identity: a template's key names the QEMU that made it.
     pub qemu: Option<PathBuf>,
     pub identity: KitIdentity,
     pub flavour: String,

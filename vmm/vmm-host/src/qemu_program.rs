@@ -27,14 +27,14 @@ impl QemuProgram {
         Self::among(env::var_os("III_QEMU"), kit.qemu.as_deref(), env::var_os("PATH"))
     }
 
-    fn among(named: Option<OsString>, kits: Option<&Path>, path: Option<OsString>) -> Self {
+    fn among(named: Option<OsString>, in_kit: Option<&Path>, path: Option<OsString>) -> Self {
         if let Some(named) = named.filter(|value| !value.is_empty()).map(PathBuf::from) {
             let tried = named.display().to_string();
             return if named.is_file() { Self::Found(named) } else { Self::Missing { tried } };
         }
         let path = path.unwrap_or_default();
         let installed = || env::split_paths(&path).map(|folder| folder.join(QEMU)).find(|program| program.is_file());
-        let found = kits.map(Path::to_owned).or_else(installed);
+        let found = in_kit.map(Path::to_owned).or_else(installed);
         found.map_or_else(|| Self::Missing { tried: QEMU.to_owned() }, Self::Found)
     }
 }
@@ -48,19 +48,19 @@ mod tests {
     #[test]
     fn what_is_named_comes_before_the_kits_and_that_before_the_installed_one() {
         let place = tempfile::tempdir().unwrap();
-        let [kits, installed, named] = ["kits", "installed", "named"].map(|name| place.path().join(name));
+        let [in_kit, installed, named] = ["in_kit", "installed", "named"].map(|name| place.path().join(name));
         fs::create_dir(&installed).unwrap();
         let path = env::join_paths([&place.path().join("empty"), &installed]).unwrap();
-        let find = |named: &Path, kits| QemuProgram::among(Some(named.into()), kits, Some(path.clone()));
+        let find = |named: &Path, in_kit| QemuProgram::among(Some(named.into()), in_kit, Some(path.clone()));
         let missing = |tried: &str| QemuProgram::Missing { tried: tried.to_owned() };
         let nothing = Path::new("");
 
         assert_eq!(find(nothing, None), missing(QEMU));
         fs::write(installed.join(QEMU), "").unwrap();
         assert_eq!(find(nothing, None), QemuProgram::Found(installed.join(QEMU)));
-        assert_eq!(find(nothing, Some(&kits)), QemuProgram::Found(kits.clone()));
-        assert_eq!(find(&named, Some(&kits)), missing(&named.display().to_string()), "nothing takes its place");
+        assert_eq!(find(nothing, Some(&in_kit)), QemuProgram::Found(in_kit.clone()));
+        assert_eq!(find(&named, Some(&in_kit)), missing(&named.display().to_string()), "nothing takes its place");
         fs::write(&named, "").unwrap();
-        assert_eq!(find(&named, Some(&kits)), QemuProgram::Found(named.clone()));
+        assert_eq!(find(&named, Some(&in_kit)), QemuProgram::Found(named.clone()));
     }
 }

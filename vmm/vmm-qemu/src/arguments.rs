@@ -1,7 +1,8 @@
 //! QEMU's command line.
 //!
 //! A template and its clones must be the same machine: everything the guest can see is built from [`Shape`]
-//! here, and only the host's ends of it differ.
+//! here, and only the host's ends of it differ. A device that is new here goes into `images/qemu/devices.mak` too: our own QEMU
+//! has no others.
 
 use std::os::fd::RawFd;
 use std::path::Path;

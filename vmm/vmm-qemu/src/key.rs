@@ -59,7 +59,9 @@ impl KvmHost {
 
 impl Key {
     pub(crate) fn new(program: &Path, kit: &Kit, shape: &Shape, scratch_is_kept: bool) -> Result<Self, QemuError> {
-        let file = fs::metadata(program).map_err(at(program))?;
+        // By its own name: homes that share a kit by links share its templates.
+        let qemu = fs::canonicalize(program).map_err(at(program))?;
+        let file = fs::metadata(&qemu).map_err(at(program))?;
         // The guest-visible command line, with names in place of everything that differs between clones.
         let ends = HostEnds {
             name: "",
@@ -75,7 +77,7 @@ impl Key {
         arguments.push(shape.kernel_command_line());
         Ok(Self {
             format: FORMAT,
-            qemu: (program.to_owned(), file.len(), file.mtime(), file.mtime_nsec()),
+            qemu: (qemu, file.len(), file.mtime(), file.mtime_nsec()),
             kit: kit.identity.clone(),
             shape: shape.clone(),
             arguments,
@@ -151,6 +153,19 @@ mod tests {
         let different = [key("a", 1, 1), key("b", 1, 1), key("a", 2, 1), key("a", 1, 2)];
         assert_eq!(different.iter().collect::<BTreeSet<_>>().len(), 4);
         assert_eq!(different[0].len(), 32);
+    }
+
+    /// Homes of tests share one kit by links.
+    #[test]
+    fn one_program_by_two_names_is_one_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let [program, link] = ["program", "link"].map(|name| folder.path().join(name));
+        fs::write(&program, "").unwrap();
+        std::os::unix::fs::symlink(&program, &link).unwrap();
+        let shape = Shape { accel: Accel::Tcg, memory_mib: 256, vcpus: 1, tsc_khz: 1 };
+        let kit = kit(folder.path(), "a");
+        let key = |program: &Path| Key::new(program, &kit, &shape, false).unwrap();
+        assert_eq!(key(&program), key(&link));
     }
 
     #[test]

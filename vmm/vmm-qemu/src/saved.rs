@@ -73,7 +73,7 @@ impl Saved {
         match saved.crc32 {
             Some(sum) if sum == sparse::checksum(&file).map_err(at(&path))? => Ok(file),
             Some(_) => Err(self.damaged(format!("{name} is not what was saved"))),
-            None => Err(self.damaged(format!("{name} was saved without a checksum"))),
+            None => Err(self.damaged(format!("{name} cannot be verified: it was saved without a checksum"))),
         }
     }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! runs   ── links to the disk's layers ── copy of the memory's file ── first copy of QEMU's own pages ─┐
 //! paused ── devices and processors ── pages that changed meanwhile ── a new layer on the disk ◄────────┘
-//! runs   ── checksums ── fsync ── snapshot.json ── rename        (memory: summed and synced only if it is to last)
+//! runs   ── checksums ── fsync ── snapshot.json ── rename        (only if it is to last: the memory's checksum, fsync)
 //! ```
 //! Whatever fails, the machine goes on as it was, and no folder is left. A process that is killed in the middle leaves a
 //! folder with a name of its own kind, which [`vmm::sweep_unfinished_snapshots`] knows.
@@ -268,8 +268,8 @@ impl Work {
             vcpus: VcpuCount::new(shape.vcpus).map_err(|error| out_of_range(error.to_string()))?,
             root_disk: source.root_disk.clone(),
             taken_unix_ms: unix_ms(),
-            memory_file: saved(memory, request.durable).map_err(failed())?,
-            state_file: saved(&state, true).map_err(failed())?,
+            memory_file: saved_file(memory, request.durable).map_err(failed())?,
+            state_file: saved_file(&state, true).map_err(failed())?,
             disks: layers.describe(&self.path).map_err(failed())?,
             key: serde_json::to_value(&source.key).map_err(|error| failed()(error.into()))?,
         };
@@ -309,8 +309,8 @@ fn private(path: &Path) -> Result<File, QemuError> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).map_err(at(path))
 }
 
-fn saved(file: &File, summed: bool) -> io::Result<SavedFile> {
-    let crc32 = summed.then(|| sparse::checksum(file)).transpose()?;
+fn saved_file(file: &File, with_checksum: bool) -> io::Result<SavedFile> {
+    let crc32 = with_checksum.then(|| sparse::checksum(file)).transpose()?;
     Ok(SavedFile { bytes: file.metadata()?.len(), crc32 })
 }
 

@@ -53,7 +53,7 @@ pub struct SnapshotInfo {
 pub struct SavedFile {
     pub bytes: u64,
     /// Over number and content of every 4 KiB page that is not all zeros: holes do not count. `None` for the memory of a
-    /// snapshot that is not durable: its children start at once and take each other's word for it.
+    /// snapshot that is not durable: its children start at once, and none verifies it.
     pub crc32: Option<u32>,
 }
 

@@ -127,7 +127,11 @@ async fn what_is_damaged_or_does_not_fit_is_refused_with_the_reason() {
 
     let quick = SnapshotRequest { folder: place.snapshot("quick"), leave_paused: false, durable: false };
     source.snapshot(quick).await.unwrap();
-    assert!(failure(&place.child("unsummed", "quick")).await.ends_with("memory was saved without a checksum"));
+    assert!(
+        failure(&place.child("unsummed", "quick"))
+            .await
+            .ends_with("memory cannot be verified: it was saved without a checksum")
+    );
 
     fs::rename(path("disk-0"), path("disk")).unwrap();
     assert!(failure(&place.child("disk", "s")).await.contains("disk-0"));
