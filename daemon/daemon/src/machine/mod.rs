@@ -48,7 +48,7 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 const CLONE_PATIENCE: Duration = Duration::from_secs(45);
 
 /// VMs that start at once, besides one per processor: on two, fifty children took a quarter longer with 8 at once than with
-/// 3 (`make bench AREAS=fork`), and of thirty boots at once on a slow machine none was through in two minutes.
+/// 3 (`make bench AREAS=fork`), and of thirty boots at once on a slow machine 27 were not through in two minutes.
 const STARTS_BEYOND_PROCESSORS: usize = 1;
 
 /// A start that takes longer goes on without its turn: one that hangs must not hold up the others.
