@@ -182,7 +182,11 @@ fn space(home: &Path) -> Finding {
     let existing = home.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
     match statvfs(existing) {
         Ok(disk) => {
-            let free_mib = disk.blocks_available().saturating_mul(disk.fragment_size()) >> 20;
+            #[cfg_attr(
+                target_os = "linux",
+                expect(clippy::useless_conversion, reason = "other systems count in 32 bits")
+            )]
+            let free_mib = u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size()) >> 20;
             let found = format!("{free_mib} MiB free for {}", home.display());
             if free_mib >= MIN_FREE_MIB {
                 Finding::good("disk", found)

@@ -1,5 +1,6 @@
 //! A command's process group.
 
+#[cfg(target_os = "linux")]
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,10 +8,10 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::thread;
 
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use tokio::sync::oneshot;
 
 use crate::sys;
@@ -40,7 +41,7 @@ impl Group {
     }
 
     /// Resolves when the shell has ended; what it left behind may still run.
-    pub(crate) fn end(&self) -> io::Result<oneshot::Receiver<nix::Result<End>>> {
+    pub(crate) fn end(&self) -> io::Result<oneshot::Receiver<io::Result<End>>> {
         let (told, ended) = oneshot::channel();
         let id = self.id;
         // A thread of its own: the runtime's would keep it from ending.
@@ -60,18 +61,25 @@ impl Group {
     }
 }
 
-fn wait(id: Pid) -> nix::Result<End> {
+fn wait(id: Pid) -> io::Result<End> {
+    let leader = rustix::process::Pid::from_raw(id.as_raw()).ok_or(io::ErrorKind::InvalidInput)?;
     loop {
-        match waitid(Id::Pid(id), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
-            Ok(WaitStatus::Exited(_, code)) => return Ok(End::Exited(code)),
-            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(End::Killed(signal)),
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error),
+        let ended = match waitid(WaitId::Pid(leader), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
+            Ok(Some(ended)) => ended,
+            Ok(None) | Err(Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if let Some(code) = ended.exit_status() {
+            return Ok(End::Exited(code));
+        }
+        if let Some(signal) = ended.terminating_signal() {
+            return Ok(End::Killed(Signal::try_from(signal)?));
         }
     }
 }
 
 /// Whether a process of one of the groups still runs.
+#[cfg(target_os = "linux")]
 pub(crate) fn any_runs(groups: &[Group]) -> bool {
     let Ok(entries) = fs::read_dir("/proc") else { return false };
     let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
@@ -83,7 +91,14 @@ pub(crate) fn any_runs(groups: &[Group]) -> bool {
         .any(|id| groups.iter().any(|group| group.id.as_raw() == id))
 }
 
+/// Whether a process of one of the groups still runs: a signal reaches no group of which only exit statuses are left.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn any_runs(groups: &[Group]) -> bool {
+    groups.iter().any(|group| killpg(group.id, None).is_ok())
+}
+
 /// The process group in a line of `/proc/PID/stat`, unless only the exit status is left of the process.
+#[cfg(any(target_os = "linux", test))]
 fn running_group(stat: &str) -> Option<i32> {
     // The name in parentheses may hold anything.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();

@@ -36,7 +36,7 @@ impl Run {
         let group = Group::start(command, &self.folder, self.guard.line()?)?;
         let ended = group.end();
         self.groups.push(group);
-        Ok(ended?.await.map_err(io::Error::other)??)
+        ended?.await.map_err(io::Error::other)?
     }
 
     /// SIGTERM to all groups, grace, SIGKILL. Returns when the shells have ended and are reaped.

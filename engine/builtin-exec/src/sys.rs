@@ -9,6 +9,12 @@ use std::process::Command;
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::{getpid, setsid};
 
+/// A guard that has gone is an error, not a signal; where there is no such flag, the signal ends the process.
+#[cfg(target_os = "linux")]
+const NO_SIGNAL: MsgFlags = MsgFlags::MSG_NOSIGNAL;
+#[cfg(not(target_os = "linux"))]
+const NO_SIGNAL: MsgFlags = MsgFlags::empty();
+
 /// Gives the process a session of its own, and tells the guard its number before anything of it runs.
 pub(crate) fn begin_guarded(command: &mut Command, guard: OwnedFd) {
     // SAFETY: the closure runs in the forked child, makes three system calls, and allocates nothing.
@@ -17,8 +23,7 @@ pub(crate) fn begin_guarded(command: &mut Command, guard: OwnedFd) {
             setsid()?;
             let mut line = [0; 12];
             let line = decimal_line(getpid().as_raw().unsigned_abs(), &mut line);
-            // A guard that has gone is an error, not a signal.
-            let sent = send(guard.as_raw_fd(), line, MsgFlags::MSG_NOSIGNAL)?;
+            let sent = send(guard.as_raw_fd(), line, NO_SIGNAL)?;
             if sent == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
         });
     }

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -122,12 +122,12 @@ impl Children {
 /// A running child and our end of its lifeline, whose closing tells it that we are gone.
 struct Running {
     child: Child,
-    _lifeline: OwnedFd,
+    _lifeline: io::PipeWriter,
 }
 
 fn launch(program: &Path, arguments: &[String]) -> io::Result<Running> {
     // Both ends close on exec; the child's is re-opened for it alone.
-    let (theirs, ours) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let (theirs, ours) = io::pipe()?;
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let pid = std::process::id().to_string();

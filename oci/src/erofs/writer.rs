@@ -4,8 +4,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use nix::fcntl::{FallocateFlags, fallocate};
-
 use super::content::{Content, ContentWriter, write_without_zeros};
 use super::dirent::{self, Dirent};
 use super::inode::{FileType, Inode, Layout, device_number, xattr_area_bytes};
@@ -236,12 +234,22 @@ fn punch_unreachable(tree: &Tree, plan: &Plan, image: &File) {
         if let (Kind::File(content), false) = (&node.kind, place.reached) {
             let (start, length) = (u64::from(content.block) * BLOCK_BYTES, content.blocks() * BLOCK_BYTES);
             if length > 0 {
-                let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-                let _ = fallocate(image, flags, start as i64, length as i64);
+                punch_hole(image, start, length);
             }
         }
     }
 }
+
+#[cfg(target_os = "linux")]
+fn punch_hole(image: &File, start: u64, length: u64) {
+    use nix::fcntl::{FallocateFlags, fallocate};
+
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let _ = fallocate(image, flags, start as i64, length as i64);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn punch_hole(_image: &File, _start: u64, _length: u64) {}
 
 /// Packs inodes with their tails into blocks: the fullest of a few open blocks that still has room.
 struct Packer {

@@ -8,9 +8,7 @@ use std::process::Command;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::Signal;
 use nix::sys::stat::{SFlag, fstat};
 
 /// Where the daemon puts the guest channel.
@@ -32,13 +30,15 @@ pub(crate) fn guest_channel() -> io::Result<OwnedFd> {
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(number) })
 }
 
-/// Has the kernel kill the child when the spawning thread ends, and when it has used the processor for `cpu_seconds`.
+/// Has the kernel kill the child when it has used the processor for `cpu_seconds`, and on Linux when the spawning thread
+/// ends.
 pub(crate) fn bound_child(command: &mut Command, cpu_seconds: u64) {
     let parent = nix::unistd::getpid();
     // SAFETY: the closure makes system calls only (async-signal-safe) and allocates nothing.
     unsafe {
         command.pre_exec(move || {
-            set_pdeathsig(Signal::SIGKILL)?;
+            #[cfg(target_os = "linux")]
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
             setrlimit(Resource::RLIMIT_CPU, cpu_seconds, cpu_seconds)?;
             // The parent may have died before the signal was asked for.
             if nix::unistd::getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
@@ -52,6 +52,8 @@ mod tests {
     use std::process::{Child, ExitStatus};
     use std::thread;
     use std::time::{Duration, Instant};
+
+    use nix::sys::signal::Signal;
 
     use super::*;
 

@@ -8,10 +8,8 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use kvm_ioctls::Kvm;
 use serde::{Deserialize, Serialize};
 
-use crate::kvm_guest::run_guest;
 use crate::machine::{cpu_model, kernel_release};
 
 const DEVICE: &str = "/dev/kvm";
@@ -118,17 +116,16 @@ fn unopened(errno: i32) -> KvmVerdict {
     }
 }
 
-/// Runs the probe here; may hang or crash, so call it in a process of its own.
+/// Runs the probe here; may hang or crash, so call it in a process of its own. Elsewhere than on Linux there is no KVM.
 #[must_use]
 pub fn probe_in_this_process() -> KvmVerdict {
-    let kvm = match Kvm::new() {
-        Ok(kvm) => kvm,
-        Err(error) => return unopened(error.errno()),
+    #[cfg(target_os = "linux")]
+    return match kvm_ioctls::Kvm::new() {
+        Ok(kvm) => crate::kvm_guest::run_guest(&kvm).map_or_else(Into::into, |()| KvmVerdict::Works),
+        Err(error) => unopened(error.errno()),
     };
-    match run_guest(&kvm) {
-        Ok(()) => KvmVerdict::Works,
-        Err(failure) => failure.into(),
-    }
+    #[cfg(not(target_os = "linux"))]
+    KvmVerdict::Absent
 }
 
 /// Why the probe's guest did not do its work.

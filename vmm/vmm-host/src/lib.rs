@@ -15,12 +15,12 @@
 mod choice;
 mod console;
 mod disks;
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod guest_memory;
 mod kit;
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod kvm_guest;
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(all(target_os = "linux", not(target_arch = "x86_64")))]
 #[path = "kvm_guest_other.rs"]
 mod kvm_guest;
 mod kvm_probe;

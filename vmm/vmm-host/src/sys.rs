@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Lets the child keep `inherited`, and has the kernel kill it when the spawning thread ends. It leaves no core
+/// Lets the child keep `inherited`, and on Linux has the kernel kill it when the spawning thread ends. It leaves no core
 /// dump: a guest that crashes it could fill the disk, and its memory is a tenant's.
 /// The caller keeps the descriptors open until the child was spawned.
 pub(crate) fn prepare_child(command: &mut Command, inherited: Vec<RawFd>, huge_pages: bool) {
@@ -14,13 +14,9 @@ pub(crate) fn prepare_child(command: &mut Command, inherited: Vec<RawFd>, huge_p
     // SAFETY: the closure makes system calls only (async-signal-safe) and allocates nothing.
     unsafe {
         command.pre_exec(move || {
-            let failed = libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
-                || libc::setrlimit(libc::RLIMIT_CORE, &no_core) != 0
-                || inherited.iter().any(|fd| libc::fcntl(*fd, libc::F_SETFD, 0) < 0);
-            if !huge_pages {
-                // It costs memory, no more, where the kernel does not know the call.
-                libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
-            }
+            let failed = libc::setrlimit(libc::RLIMIT_CORE, &no_core) != 0
+                || inherited.iter().any(|fd| libc::fcntl(*fd, libc::F_SETFD, 0) < 0)
+                || bind_to_parent(huge_pages) != 0;
             if failed {
                 return Err(std::io::Error::last_os_error());
             }
@@ -31,4 +27,23 @@ pub(crate) fn prepare_child(command: &mut Command, inherited: Vec<RawFd>, huge_p
             Ok(())
         });
     }
+}
+
+/// In the child: the end of its parent, and huge pages. 0, or what a call answers that failed.
+#[cfg(target_os = "linux")]
+fn bind_to_parent(huge_pages: bool) -> libc::c_int {
+    // SAFETY: both take numbers only.
+    unsafe {
+        if !huge_pages {
+            // It costs memory, no more, where the kernel does not know the call.
+            libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+        }
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)
+    }
+}
+
+/// Nothing of the kind exists there.
+#[cfg(not(target_os = "linux"))]
+fn bind_to_parent(_huge_pages: bool) -> libc::c_int {
+    0
 }

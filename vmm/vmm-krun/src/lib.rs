@@ -13,6 +13,10 @@
 //! - The guest sees our kernel, our init, two disks, one network device, one port and a console: no implicit init,
 //!   no socket impersonation, no host directory.
 
+#[cfg(target_os = "linux")]
+mod confine;
+#[cfg(not(target_os = "linux"))]
+#[path = "confine_other.rs"]
 mod confine;
 mod driver;
 mod error;

@@ -5,12 +5,10 @@
 //! QEMU's own stays so: the second look finds all pages of the first.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::thread;
 
-use nix::errno::Errno;
-use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 
 use crate::pages::{self, PAGE, Stretch};
@@ -142,12 +140,16 @@ fn copy_batches(pid: Pid, batches: &[Vec<Stretch>], copy: &File) -> io::Result<u
     Ok(written)
 }
 
+#[cfg(target_os = "linux")]
 fn read_memory(pid: Pid, batch: &[Stretch], into: &mut [u8]) -> io::Result<usize> {
+    use nix::errno::Errno;
+    use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+
     let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     let places: Vec<RemoteIoVec> =
         batch.iter().map(|part| RemoteIoVec { base: size(part.address), len: size(part.bytes) }).collect();
     let wanted = places.iter().map(|place| place.len).sum();
-    match process_vm_readv(pid, &mut [IoSliceMut::new(&mut into[..wanted])], &places) {
+    match process_vm_readv(pid, &mut [io::IoSliceMut::new(&mut into[..wanted])], &places) {
         Ok(read) if read == wanted => Ok(wanted),
         Ok(_) => Err(io::Error::other("a part of the guest's memory cannot be read")),
         Err(Errno::EPERM) => Err(io::Error::new(
@@ -156,6 +158,12 @@ fn read_memory(pid: Pid, batch: &[Stretch], into: &mut [u8]) -> io::Result<usize
         )),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Elsewhere a process does not read another's memory just so.
+#[cfg(not(target_os = "linux"))]
+fn read_memory(_pid: Pid, _batch: &[Stretch], _into: &mut [u8]) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Writes the pages that differ, neighbours together.

@@ -43,7 +43,11 @@ pub(crate) fn copy(from: &File, to: &File) -> io::Result<()> {
     Ok(())
 }
 
+#[cfg(not(target_os = "linux"))]
+use copy_by_hand as copy_extent;
+
 /// By the kernel where it can, which costs nothing at all where the file system shares blocks.
+#[cfg(target_os = "linux")]
 fn copy_extent(from: &File, to: &File, extent: Range<u64>) -> io::Result<()> {
     let signed = |offset: u64| i64::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge));
     let (mut read_at, mut write_at) = (signed(extent.start)?, signed(extent.start)?);

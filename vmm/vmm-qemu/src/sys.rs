@@ -1,5 +1,5 @@
 //! The one instruction that needs unsafe code.
-#![expect(unsafe_code, reason = "rdtsc")]
+#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "rdtsc"))]
 
 /// The processor's time-stamp counter; 0 where there is none, which is where this driver is not taken.
 pub(crate) fn time_stamp_counter() -> u64 {

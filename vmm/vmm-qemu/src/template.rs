@@ -165,7 +165,8 @@ impl Templates {
 
     fn require_space(&self, memory_mib: u32) -> Result<(), QemuError> {
         let space = nix::sys::statvfs::statvfs(&self.folder).map_err(|error| at(&self.folder)(error.into()))?;
-        let free = space.blocks_available() * space.fragment_size();
+        #[cfg_attr(target_os = "linux", expect(clippy::useless_conversion, reason = "other systems count in 32 bits"))]
+        let free = u64::from(space.blocks_available()) * space.fragment_size();
         // A memory file on a full disk would kill QEMU in the middle of a write.
         let needed = NEEDED_BYTES.min(u64::from(memory_mib) * 1024 * 1024) + 8 * 1024 * 1024;
         if free >= needed {

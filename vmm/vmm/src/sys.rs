@@ -8,12 +8,13 @@ use std::process::Command;
 /// The descriptor on which `iii-vm` finds the guest channel.
 pub(crate) const GUEST_CHANNEL_FD: i32 = 3;
 
-/// Gives the child `channel` as descriptor 3, and has the kernel kill it when the spawning thread ends.
-/// The returned command owns `channel`; the parent's copy closes when the command is dropped.
+/// Gives the child `channel` as descriptor 3, and on Linux has the kernel kill it when the spawning thread ends; elsewhere
+/// its lifeline alone tells it. The returned command owns `channel`; the parent's copy closes when the command is dropped.
 pub(crate) fn prepare_child(command: &mut Command, channel: OwnedFd) {
     // SAFETY: the closure makes system calls only (async-signal-safe) and allocates nothing.
     unsafe {
         command.pre_exec(move || {
+            #[cfg(target_os = "linux")]
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
                 return Err(std::io::Error::last_os_error());
             }

@@ -189,7 +189,8 @@ fn writable_disk(machines: &Machines, kind: &Scratch, run: &Path) -> Result<(Pat
 /// The disk is sparse and grows; on a full one the guest's first writes would fail.
 fn require_space(folder: &Path) -> Result<(), BootError> {
     let Ok(space) = nix::sys::statvfs::statvfs(folder) else { return Ok(()) };
-    let free_mib = (space.blocks_available() * space.fragment_size()) >> 20;
+    #[cfg_attr(target_os = "linux", expect(clippy::useless_conversion, reason = "other systems count in 32 bits"))]
+    let free_mib = (u64::from(space.blocks_available()) * space.fragment_size()) >> 20;
     if free_mib >= MIN_FREE_MIB {
         return Ok(());
     }
