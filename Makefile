@@ -18,7 +18,8 @@ test: setup-test
 	@$(MAKE) --no-print-directory kit images
 	@tests/run
 
-# The guests' tests on a real /dev/kvm, in an emulated machine: six minutes for its kernel, once, and ten to run.
+# The guests' tests on a real /dev/kvm, in an emulated machine: six to twenty minutes for its kernel, once, and ten to thirty
+# to run.
 # DRIVER=qemu runs them on QEMU there; TESTS="sandbox fork" only these files.
 DRIVER ?= libkrun
 test-kvm: setup-test

@@ -27,7 +27,8 @@ pub(crate) struct Group {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     Exited(i32),
-    Killed(Signal),
+    /// By the signal of this number.
+    Killed(i32),
 }
 
 impl Group {
@@ -73,7 +74,7 @@ fn wait(id: Pid) -> io::Result<End> {
             return Ok(End::Exited(code));
         }
         if let Some(signal) = ended.terminating_signal() {
-            return Ok(End::Killed(Signal::try_from(signal)?));
+            return Ok(End::Killed(signal));
         }
     }
 }

@@ -96,6 +96,22 @@ fn log_last(command: &str, end: End) {
 fn told(end: End) -> String {
     match end {
         End::Exited(code) => format!("exited with status {code}"),
-        End::Killed(signal) => format!("was ended by {}", Signal::as_str(signal)),
+        // Those of real time have no names.
+        End::Killed(number) => match Signal::try_from(number) {
+            Ok(signal) => format!("was ended by {signal}"),
+            Err(_) => format!("was ended by signal {number}"),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_told_by_status_or_signal() {
+        assert_eq!(told(End::Exited(3)), "exited with status 3");
+        assert_eq!(told(End::Killed(9)), "was ended by SIGKILL");
+        assert_eq!(told(End::Killed(40)), "was ended by signal 40");
     }
 }

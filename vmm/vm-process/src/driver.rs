@@ -101,6 +101,7 @@ impl<'a> Driver<'a> {
                 Ok(Self::Qemu(Box::new(vmm_qemu::Driver::prepare(spec, program, kit, choice.accel)?)))
             }
             (DriverKind::Qemu, QemuProgram::Missing { tried }) => Err(ChoiceError::NoQemu { tried }.into()),
+            (DriverKind::Qemu, QemuProgram::OtherProcessor) => Err(ChoiceError::QemuNeedsX86.into()),
         }
     }
 

@@ -40,7 +40,7 @@ pub(crate) fn bound_child(command: &mut Command, cpu_seconds: u64) {
             #[cfg(target_os = "linux")]
             nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
             setrlimit(Resource::RLIMIT_CPU, cpu_seconds, cpu_seconds)?;
-            // The parent may have died before the signal was asked for.
+            // The parent may have died already.
             if nix::unistd::getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
         });
     }

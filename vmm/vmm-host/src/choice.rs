@@ -72,6 +72,10 @@ pub enum ChoiceError {
     KernelUnfitForQemu { flavour: String },
     #[error("QEMU is not installed: no program {tried:?} found")]
     NoQemu { tried: String },
+    #[error("driver qemu runs on x86-64 processors only")]
+    QemuNeedsX86,
+    #[error("nothing here runs VMs: driver qemu is for x86-64 processors, driver libkrun needs KVM, and {reason}", reason = .verdict.reason())]
+    NoDriver { verdict: KvmVerdict },
 }
 
 impl ChoiceError {
@@ -84,6 +88,8 @@ impl ChoiceError {
             Self::LibkrunDoesNotEmulate => "choose driver `qemu`, or accel `auto`".to_owned(),
             Self::KernelUnfit { .. } => "build our own kernel with `make kernel`, then `make kit`".to_owned(),
             Self::KernelUnfitForQemu { .. } => "run `make kit` for a kernel that QEMU boots".to_owned(),
+            Self::QemuNeedsX86 => "choose driver `auto` or `libkrun`".to_owned(),
+            Self::NoDriver { .. } => "docs/platforms.md says which machines do".to_owned(),
             Self::NoQemu { .. } => "apt install qemu-system-x86, or name the program in III_QEMU".to_owned(),
         }
     }
@@ -111,6 +117,7 @@ pub fn choose(
     let settled = |driver, accel, why: &str| Ok(Choice { driver, accel, why: why.to_owned() });
     let qemu_fits = || match qemu {
         QemuProgram::Missing { tried } => Err(ChoiceError::NoQemu { tried: tried.clone() }),
+        QemuProgram::OtherProcessor => Err(ChoiceError::QemuNeedsX86),
         QemuProgram::Found(_) if boots.qemu => Ok(()),
         QemuProgram::Found(_) => Err(ChoiceError::KernelUnfitForQemu { flavour: boots.flavour.to_owned() }),
     };
@@ -139,6 +146,9 @@ pub fn choose(
                 Err(error) => Err(error),
             },
             verdict if accel == AccelChoice::Kvm => Err(ChoiceError::NoKvm { verdict }),
+            verdict if driver == DriverChoice::Auto && *qemu == QemuProgram::OtherProcessor => {
+                Err(ChoiceError::NoDriver { verdict })
+            }
             verdict => {
                 qemu_fits()?;
                 settled(DriverKind::Qemu, Accel::Tcg, &format!("emulated, since {}", verdict.reason()))
@@ -199,6 +209,19 @@ mod tests {
             refused(DriverChoice::Auto, AccelChoice::Kvm, BOTH, KvmVerdict::Absent),
             ChoiceError::NoKvm { .. }
         ));
+    }
+
+    #[test]
+    fn another_processor_has_libkrun_or_nothing() {
+        let ask = |driver, verdict| {
+            choose(driver, AccelChoice::Auto, BOTH, &QemuProgram::OtherProcessor, || verdict)
+                .map(|choice| choice.driver)
+        };
+        assert_eq!(ask(DriverChoice::Auto, KvmVerdict::Works), Ok(Libkrun));
+        let none = ask(DriverChoice::Auto, KvmVerdict::Absent).unwrap_err();
+        assert_eq!(none, ChoiceError::NoDriver { verdict: KvmVerdict::Absent });
+        assert!(none.to_string().ends_with("there is no /dev/kvm"), "{none}");
+        assert_eq!(ask(DriverChoice::Qemu, KvmVerdict::Absent), Err(ChoiceError::QemuNeedsX86));
     }
 
     #[test]

@@ -13,7 +13,11 @@ pub(crate) const QEMU: &str = "qemu-system-x86_64";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum QemuProgram {
     Found(PathBuf),
-    Missing { tried: String },
+    Missing {
+        tried: String,
+    },
+    /// The machine that our driver describes is a PC, and this is none.
+    OtherProcessor,
 }
 
 impl QemuProgram {
@@ -21,8 +25,7 @@ impl QemuProgram {
     #[must_use]
     pub fn find(kit: &Kit) -> Self {
         if cfg!(not(target_arch = "x86_64")) {
-            // The machine that our driver describes is a PC.
-            return Self::Missing { tried: "QEMU's driver is for x86-64".to_owned() };
+            return Self::OtherProcessor;
         }
         Self::among(env::var_os("III_QEMU"), kit.qemu.as_deref(), env::var_os("PATH"))
     }

@@ -16,11 +16,11 @@ pub(crate) fn prepare_child(command: &mut Command, inherited: Vec<RawFd>, huge_p
         command.pre_exec(move || {
             let failed = libc::setrlimit(libc::RLIMIT_CORE, &no_core) != 0
                 || inherited.iter().any(|fd| libc::fcntl(*fd, libc::F_SETFD, 0) < 0)
-                || bind_to_parent(huge_pages) != 0;
+                || linux_only(huge_pages) != 0;
             if failed {
                 return Err(std::io::Error::last_os_error());
             }
-            // The parent may have died before the signal was asked for.
+            // The parent may have died already.
             if u32::try_from(libc::getppid()).ok() != Some(parent) {
                 return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
             }
@@ -29,9 +29,9 @@ pub(crate) fn prepare_child(command: &mut Command, inherited: Vec<RawFd>, huge_p
     }
 }
 
-/// In the child: the end of its parent, and huge pages. 0, or what a call answers that failed.
+/// In the child: its memory as asked for, and its end with its parent. Answers like a system call.
 #[cfg(target_os = "linux")]
-fn bind_to_parent(huge_pages: bool) -> libc::c_int {
+fn linux_only(huge_pages: bool) -> libc::c_int {
     // SAFETY: both take numbers only.
     unsafe {
         if !huge_pages {
@@ -44,6 +44,6 @@ fn bind_to_parent(huge_pages: bool) -> libc::c_int {
 
 /// Nothing of the kind exists there.
 #[cfg(not(target_os = "linux"))]
-fn bind_to_parent(_huge_pages: bool) -> libc::c_int {
+fn linux_only(_huge_pages: bool) -> libc::c_int {
     0
 }

@@ -1,4 +1,4 @@
-//! Elsewhere than on Linux nothing of ours confines a VM's process yet, so none is started.
+//! Elsewhere than on Linux nothing of ours confines a VM's process yet, so none enters its guest.
 
 /// Why the process cannot be confined.
 #[derive(Debug, thiserror::Error)]
