@@ -24,6 +24,7 @@ test: setup-test
 DRIVER ?= libkrun
 test-kvm: setup-test
 	@./setup rig
+	@tests/rig/fetch-qemu
 	@$(MAKE) --no-print-directory kit images
 	@images/build-kernel $(TARGET)/rig-kernel rig
 	@# libkrun does not boot Debian's kernel: without one of our own, guests have the emulated machine's.
@@ -42,6 +43,7 @@ bench: setup-test build kit images
 # The benches of VMs on a real /dev/kvm, in an emulated machine: for ratios, per DRIVER.
 bench-kvm: setup-test
 	@./setup rig
+	@tests/rig/fetch-qemu
 	@$(MAKE) --no-print-directory kit images
 	@images/build-kernel $(TARGET)/rig-kernel rig
 	@own=$${XDG_CACHE_HOME:-$$HOME/.cache}/iii/guest-kernel; [ -f $$own/vmlinux ] || own=$(TARGET)/rig-kernel; \
