@@ -84,16 +84,18 @@ pub fn wait_gone(processes: &[Process], patience: Duration) -> Vec<Process> {
     left
 }
 
-/// Asks `question` until it answers, or patience ends.
+/// Asks `question` until it answers, or patience ends. A question that takes long is asked less often: where everything is
+/// emulated, asking would leave no time for what is waited for.
 pub fn eventually<T>(patience: Duration, mut question: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + patience;
     loop {
+        let asked = Instant::now();
         if let Some(answer) = question() {
             return Some(answer);
         }
         if Instant::now() >= deadline {
             return None;
         }
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep((asked.elapsed() * 4).clamp(Duration::from_millis(20), Duration::from_secs(2)));
     }
 }
