@@ -44,7 +44,9 @@ impl Finding {
 
 pub(crate) async fn run(arguments: arguments::Doctor) -> Outcome {
     let home = home();
-    let mut findings = vec![programs(), qemu(&home), kvm(), kit(&home), driver(&home), images(&home), space(&home)];
+    let choice = ask_vm("--choice", &[&home.join("lib/kit"), &home.join("templates")]);
+    let mut findings =
+        vec![programs(), qemu(&home, &choice), kvm(), kit(&home), driver(&choice), images(&home), space(&home)];
     findings.push(engine(&arguments.address).await);
     let bad = findings.iter().any(|finding| finding.needed && !finding.ok);
     if arguments.json {
@@ -81,30 +83,19 @@ fn programs() -> Finding {
     Finding::bad("programs", found, "build all of them with `make build`, or name their folder in III_BIN_DIR")
 }
 
-/// The QEMU that VMs would run on. The rule is that of `QemuProgram::find` in vmm-host, which the CLI does not know.
-fn qemu(home: &Path) -> Finding {
-    let named = std::env::var("III_QEMU").ok().filter(|name| !name.is_empty());
-    if let Some(named) = named.as_deref().filter(|named| !Path::new(named).is_file()) {
-        return Finding::bad("QEMU", format!("III_QEMU names {named}, which is no file"), "give the program's path");
-    }
-    let in_kit = home.join("lib/kit/qemu-system-x86_64");
-    let (program, repair) = match named {
-        Some(named) => (named, "name another program in III_QEMU, or unset it"),
-        None if in_kit.is_file() => (in_kit.display().to_string(), "run `make qemu kit`"),
-        None => return qemu_version("qemu-system-x86_64", "apt install qemu-system-x86").optional(),
+/// The QEMU that VMs would run on. Where none was found, the driver's finding says whether VMs do without.
+fn qemu(home: &Path, choice: &Value) -> Finding {
+    let asked = ask_vm("--qemu", &[&home.join("lib/kit")]);
+    let text = |field: &str| asked[field].as_str().unwrap_or("unknown").to_owned();
+    let needed = match asked["origin"].as_str() {
+        Some("path") => choice["driver"] != "libkrun",
+        origin => origin.is_some(),
     };
-    // Nothing takes its place.
-    qemu_version(&program, repair)
-}
-
-fn qemu_version(program: &str, repair: &str) -> Finding {
-    match Command::new(program).arg("--version").output() {
-        Ok(output) if output.status.success() => {
-            let text = String::from_utf8_lossy(&output.stdout);
-            Finding::good("QEMU", format!("{}: {program}", text.lines().next().unwrap_or_default()))
-        }
-        Ok(output) => Finding::bad("QEMU", format!("{program} ended with {}", output.status), repair),
-        Err(error) => Finding::bad("QEMU", format!("{program}: {error}"), repair),
+    match asked["error"].as_str() {
+        None if asked.is_null() => Finding::bad("QEMU", "iii-vm does not say".into(), "build it with `make build`"),
+        None => Finding::good("QEMU", text("version")),
+        Some(error) if needed => Finding::bad("QEMU", error.to_owned(), &text("hint")),
+        Some(error) => Finding::bad("QEMU", error.to_owned(), &text("hint")).optional(),
     }
 }
 
@@ -148,8 +139,7 @@ fn kit(home: &Path) -> Finding {
 }
 
 /// What a VM would run on, by the rule of `auto` or by what the environment names.
-fn driver(home: &Path) -> Finding {
-    let asked = ask_vm("--choice", &[&home.join("lib/kit"), &home.join("templates")]);
+fn driver(asked: &Value) -> Finding {
     let text = |field: &str| asked[field].as_str().unwrap_or("unknown").to_owned();
     match asked["error"].as_str() {
         None if asked.is_null() => Finding::bad("driver", "iii-vm does not say".into(), "build it with `make build`"),

@@ -1,10 +1,11 @@
-//! What `iii doctor` asks: which driver a VM would get here, and why; and whether the kit is whole.
+//! What `iii doctor` asks: which driver and which QEMU a VM would get here, and why; and whether the kit is whole.
 
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 use vmm::{AccelChoice, DriverChoice};
-use vmm_host::Kit;
+use vmm_host::{Kit, Origin, QemuProgram};
 
 /// Prints the choice as JSON, or what is in its way; `III_DRIVER` and `III_ACCEL` count as for the daemons.
 pub(crate) fn print(kit: &Path, folder: &Path) -> ! {
@@ -46,6 +47,41 @@ pub(crate) fn check_kit(kit: &Path) -> ! {
             .map(|kit| json!({ "flavour": kit.flavour, "release": kit.release }))
             .map_err(|error| (error.to_string(), error.hint().to_owned())),
     )
+}
+
+/// Prints which QEMU there is and its version, or what is wrong with it; `origin` is absent where there is none.
+pub(crate) fn print_qemu(kit: &Path) -> ! {
+    let found = QemuProgram::find(Kit::qemu_in(kit).as_deref());
+    let (origin, repair) = match &found {
+        QemuProgram::Found { origin: Origin::Kit, .. } => (Some("kit"), "run `make qemu kit`"),
+        QemuProgram::Found { origin: Origin::Path, .. } => (Some("path"), "apt install --reinstall qemu-system-x86"),
+        QemuProgram::Found { origin: Origin::Named, .. } | QemuProgram::NamedInVain { .. } => {
+            (Some("III_QEMU"), "name another program in III_QEMU, or unset it")
+        }
+        QemuProgram::NotInstalled | QemuProgram::OtherProcessor => (None, ""),
+    };
+    let version = match found.path() {
+        Ok(program) => version(program).map_err(|error| (error, repair.to_owned())),
+        Err(error) => Err((error.to_string(), error.hint())),
+    };
+    let (mut told, status) = match version {
+        Ok(version) => (json!({ "version": version }), 0),
+        Err((error, hint)) => (json!({ "error": error, "hint": hint }), 1),
+    };
+    told["origin"] = json!(origin);
+    println!("{told}");
+    std::process::exit(status)
+}
+
+fn version(program: &Path) -> Result<String, String> {
+    let output = Command::new(program).arg("--version").output();
+    let output = output.map_err(|error| format!("{}: {error}", program.display()))?;
+    if output.status.success() {
+        let text = String::from_utf8_lossy(&output.stdout);
+        return Ok(format!("{}: {}", text.lines().next().unwrap_or_default(), program.display()));
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{} ended with {}: {}", program.display(), output.status, words.lines().last().unwrap_or_default()))
 }
 
 fn answer(answer: Result<Value, (String, String)>) -> ! {

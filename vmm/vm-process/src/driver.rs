@@ -84,7 +84,7 @@ pub(crate) fn choice(
     folder: &Path,
 ) -> Result<Choice, ChoiceError> {
     let verdict = || -> KvmVerdict { cached_verdict(folder, probe::in_child) };
-    choose(driver, accel, kit.boots(), &QemuProgram::find(kit), verdict)
+    choose(driver, accel, kit.boots(), &QemuProgram::find(kit.qemu.as_deref()), verdict)
 }
 
 impl<'a> Driver<'a> {
@@ -95,13 +95,12 @@ impl<'a> Driver<'a> {
             TemplateUse::Snapshot { .. } => DriverError::SnapshotNeeds(error),
             _ => error.into(),
         })?;
-        match (choice.driver, QemuProgram::find(&kit)) {
-            (DriverKind::Libkrun, _) => Ok(Self::Krun(vmm_krun::Driver::prepare(spec)?)),
-            (DriverKind::Qemu, QemuProgram::Found(program)) => {
+        match choice.driver {
+            DriverKind::Libkrun => Ok(Self::Krun(vmm_krun::Driver::prepare(spec)?)),
+            DriverKind::Qemu => {
+                let program = QemuProgram::find(kit.qemu.as_deref()).path()?.to_owned();
                 Ok(Self::Qemu(Box::new(vmm_qemu::Driver::prepare(spec, program, kit, choice.accel)?)))
             }
-            (DriverKind::Qemu, QemuProgram::Missing { tried }) => Err(ChoiceError::NoQemu { tried }.into()),
-            (DriverKind::Qemu, QemuProgram::OtherProcessor) => Err(ChoiceError::QemuNeedsX86.into()),
         }
     }
 

@@ -78,11 +78,12 @@ fn main() {
         [flag, kit, folder] if flag == "--choice" => choice::print(Path::new(kit), Path::new(folder)),
         [flag, kit, folder] if flag == "--drivers" => choice::print_drivers(Path::new(kit), Path::new(folder)),
         [flag, kit] if flag == "--kit" => choice::check_kit(Path::new(kit)),
+        [flag, kit] if flag == "--qemu" => choice::print_qemu(Path::new(kit)),
         [flag, spec, ends] if flag == vmm_krun::ENTER_FLAG => enter(Path::new(spec), ends),
         [path] if !path.starts_with('-') => run(Path::new(path), since),
         _ => {
             eprintln!(
-                "usage: iii-vm SPEC.json | iii-vm --probe | iii-vm --choice|--drivers KIT TEMPLATES | iii-vm --kit KIT"
+                "usage: iii-vm SPEC.json | iii-vm --probe | iii-vm --choice|--drivers KIT TEMPLATES | iii-vm --kit|--qemu KIT"
             );
             std::process::exit(2);
         }

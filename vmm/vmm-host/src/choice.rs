@@ -8,6 +8,8 @@
 //!
 //! What a person names is taken or refused, never replaced.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use vmm::{AccelChoice, DriverChoice};
 
@@ -70,8 +72,10 @@ pub enum ChoiceError {
     KernelUnfit { flavour: String },
     #[error("the kit's kernel ({flavour}) does not boot under QEMU's microvm: it has no ACPI")]
     KernelUnfitForQemu { flavour: String },
-    #[error("QEMU is not installed: no program {tried:?} found")]
-    NoQemu { tried: String },
+    #[error("QEMU is not installed: there is no qemu-system-x86_64 in PATH")]
+    NoQemu,
+    #[error("III_QEMU names {path}, which is no file", path = .path.display())]
+    QemuNamedInVain { path: PathBuf },
     #[error("driver qemu runs on x86-64 processors only")]
     QemuNeedsX86,
     #[error("nothing here runs VMs: driver qemu is for x86-64 processors, driver libkrun needs KVM, and {reason}", reason = .verdict.reason())]
@@ -90,7 +94,10 @@ impl ChoiceError {
             Self::KernelUnfitForQemu { .. } => "run `make kit` for a kernel that QEMU boots".to_owned(),
             Self::QemuNeedsX86 => "choose driver `auto` or `libkrun`".to_owned(),
             Self::NoDriver { .. } => "docs/platforms.md says which machines do".to_owned(),
-            Self::NoQemu { .. } => "apt install qemu-system-x86, or name the program in III_QEMU".to_owned(),
+            Self::NoQemu => "apt install qemu-system-x86, or name the program in III_QEMU".to_owned(),
+            Self::QemuNamedInVain { .. } => {
+                "give the program's path, or unset it and apt install qemu-system-x86".to_owned()
+            }
         }
     }
 }
@@ -116,10 +123,10 @@ pub fn choose(
 ) -> Result<Choice, ChoiceError> {
     let settled = |driver, accel, why: &str| Ok(Choice { driver, accel, why: why.to_owned() });
     let qemu_fits = || match qemu {
-        QemuProgram::Missing { tried } => Err(ChoiceError::NoQemu { tried: tried.clone() }),
-        QemuProgram::OtherProcessor => Err(ChoiceError::QemuNeedsX86),
-        QemuProgram::Found(_) if boots.qemu => Ok(()),
-        QemuProgram::Found(_) => Err(ChoiceError::KernelUnfitForQemu { flavour: boots.flavour.to_owned() }),
+        QemuProgram::Found { .. } if !boots.qemu => {
+            Err(ChoiceError::KernelUnfitForQemu { flavour: boots.flavour.to_owned() })
+        }
+        found => found.path().map(drop),
     };
     let libkrun_fits =
         || if boots.libkrun { Ok(()) } else { Err(ChoiceError::KernelUnfit { flavour: boots.flavour.to_owned() }) };
@@ -139,6 +146,7 @@ pub fn choose(
         (driver, accel) => match verdict() {
             KvmVerdict::Works => match qemu_fits() {
                 Ok(()) => settled(DriverKind::Qemu, Accel::Kvm, "KVM works, and QEMU restores VMs instead of booting"),
+                Err(error @ ChoiceError::QemuNamedInVain { .. }) => Err(error),
                 Err(_) if driver == DriverChoice::Auto => {
                     libkrun_fits()?;
                     settled(DriverKind::Libkrun, Accel::Kvm, "KVM works, and QEMU cannot be used here")
@@ -160,6 +168,7 @@ pub fn choose(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::qemu_program::Origin;
     use DriverKind::{Libkrun, Qemu};
 
     const BOTH: Boots<'_> = Boots { flavour: "iii", qemu: true, libkrun: true };
@@ -167,7 +176,7 @@ mod tests {
     const KRUNFW: Boots<'_> = Boots { flavour: "libkrunfw", qemu: false, libkrun: true };
 
     fn qemu(there: bool) -> QemuProgram {
-        if there { QemuProgram::Found("/q".into()) } else { QemuProgram::Missing { tried: "q".to_owned() } }
+        if there { QemuProgram::Found { path: "/q".into(), origin: Origin::Path } } else { QemuProgram::NotInstalled }
     }
 
     fn auto(boots: Boots<'_>, qemu_there: bool, verdict: KvmVerdict) -> Result<(DriverKind, Accel), ChoiceError> {
@@ -182,7 +191,7 @@ mod tests {
         assert_eq!(auto(KRUNFW, true, KvmVerdict::Works), Ok((Libkrun, Accel::Kvm)));
         assert_eq!(auto(DEBIAN, true, KvmVerdict::Works), Ok((Qemu, Accel::Kvm)));
         assert_eq!(auto(BOTH, true, KvmVerdict::Absent), Ok((Qemu, Accel::Tcg)));
-        assert!(matches!(auto(BOTH, false, KvmVerdict::Absent), Err(ChoiceError::NoQemu { .. })));
+        assert!(matches!(auto(BOTH, false, KvmVerdict::Absent), Err(ChoiceError::NoQemu)));
         assert!(matches!(auto(DEBIAN, false, KvmVerdict::Works), Err(ChoiceError::KernelUnfit { .. })));
         assert!(matches!(auto(KRUNFW, true, KvmVerdict::Absent), Err(ChoiceError::KernelUnfitForQemu { .. })));
     }
@@ -209,6 +218,10 @@ mod tests {
             refused(DriverChoice::Auto, AccelChoice::Kvm, BOTH, KvmVerdict::Absent),
             ChoiceError::NoKvm { .. }
         ));
+        let in_vain = QemuProgram::NamedInVain { path: "/q".into() };
+        let named = |driver| choose(driver, AccelChoice::Auto, BOTH, &in_vain, || KvmVerdict::Works);
+        assert_eq!(named(DriverChoice::Auto), Err(ChoiceError::QemuNamedInVain { path: "/q".into() }));
+        assert_eq!(named(DriverChoice::Libkrun).unwrap().driver, Libkrun);
     }
 
     #[test]

@@ -122,17 +122,22 @@ impl Kit {
         }
         check_kernel(&kernel, lengths.0)?;
         let identity = KitIdentity { lengths, ..said.identity };
-        let if_there = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
         Ok(Self {
             kernel,
             initramfs,
-            throwaway: if_there("scratch-throwaway.ext4"),
-            qemu: if_there(QEMU),
+            throwaway: if_there(folder, "scratch-throwaway.ext4"),
+            qemu: Self::qemu_in(folder),
             identity,
             flavour: said.flavour,
             release: said.release,
             boots: said.boots,
         })
+    }
+
+    /// The kit's own QEMU, also of a kit that is not whole.
+    #[must_use]
+    pub fn qemu_in(folder: &Path) -> Option<PathBuf> {
+        if_there(folder, QEMU)
     }
 
     /// Compares checksums: reads all of it, which takes longer than a restore.
@@ -157,6 +162,10 @@ impl Kit {
         let by = |driver: &str| self.boots.iter().any(|name| name == driver);
         Boots { flavour: &self.flavour, qemu: by("qemu"), libkrun: by("libkrun") }
     }
+}
+
+fn if_there(folder: &Path, name: &str) -> Option<PathBuf> {
+    Some(folder.join(name)).filter(|path| path.is_file())
 }
 
 fn check_kernel(path: &Path, length: u64) -> Result<(), KitError> {

@@ -36,4 +36,4 @@ pub use kit::{Kit, KitError, KitIdentity};
 pub use kvm_probe::{KvmVerdict, cached_verdict, probe_in_this_process};
 pub use machine::{cpu_model, kernel_release};
 pub use process::{Process, ProcessError};
-pub use qemu_program::QemuProgram;
+pub use qemu_program::{Origin, QemuProgram};
