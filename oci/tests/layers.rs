@@ -108,6 +108,32 @@ async fn whiteouts_remove_what_is_below_and_only_that() {
     assert!(image.paths().iter().all(|path| !path.contains(".wh.")));
 }
 
+/// Where the file system punches holes, as Linux's own do.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_a_later_layer_removes_takes_no_disk_space() {
+    // Of no pattern: some file systems compress.
+    let mut state = 1_u64;
+    let large: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    })
+    .take(4 << 20)
+    .collect();
+    let mut used = Vec::new();
+    for upper in [Layer::new().file("new", "1"), Layer::new().file("new", "1").file(".wh.large", "")] {
+        let world = World::new();
+        world.write(vec![Layer::base().file("large", &large).file("small", "kept"), upper], Packing::Gzip);
+        let ready = world.ready().await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        fsck(&ready.path);
+        let image = Image::open(&ready.path);
+        assert_eq!((image.text("new"), image.text("small")), ("1".into(), "kept".into()));
+        used.push(std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&ready.path).unwrap()) * 512);
+    }
+    let [with, without] = used[..] else { unreachable!() };
+    assert!(with >= 4 << 20 && without < 1 << 20, "{with} bytes with the file, {without} without");
+}
+
 #[tokio::test]
 async fn opaque_directories_hide_lower_layers_wherever_the_mark_stands() {
     let lower = || Layer::base().dir("d", 0o755).file("d/low", "1").dir("d/sub", 0o700).file("d/sub/low", "1");
