@@ -1,6 +1,6 @@
 //! A warm start against a cold boot of the same kernel, and both against the bare program that runs the VM.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use test_rig::{Driver, Feature};
@@ -13,9 +13,6 @@ use crate::report::{Report, Samples};
 const CLONES: usize = 20;
 const COLD_BOOTS: usize = 5;
 
-/// Where `make bench` has put a kit with Debian's kernel and without our QEMU.
-const DEBIAN_KIT: &str = "III_BENCH_DEBIAN_KIT";
-
 pub(crate) fn measure(report: &mut Report) {
     let runtime = Runtime::new().expect("a runtime");
     let driver = Driver::this();
@@ -24,9 +21,8 @@ pub(crate) fn measure(report: &mut Report) {
         return boots(report, &runtime, &on);
     }
     clones(report, &runtime, &format!("{on}, installed kit"), &machine::kit(), "");
-    match std::env::var_os(DEBIAN_KIT).map(PathBuf::from) {
-        Some(debian) => clones(report, &runtime, &format!("{on}, Debian's kernel and QEMU"), &debian, "≤ 0.125"),
-        None => eprintln!("not measured: Debian's kernel and QEMU ({DEBIAN_KIT} names no kit; `make bench` makes one)"),
+    if let Some(debian) = machine::debian_kit("boots") {
+        clones(report, &runtime, &format!("{on}, Debian's kernel and QEMU"), &debian, "≤ 0.125");
     }
 }
 

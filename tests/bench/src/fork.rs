@@ -1,12 +1,14 @@
 //! A busy sandbox forked: how long it stands still, and when its children are of use.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use engine_client::Client;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use test_rig::{Driver, Feature, Process, Rig};
+use test_rig::{Driver, Feature, Process, Rig, RigBuilder};
 
+use crate::machine;
 use crate::report::{Report, Samples};
 use crate::sandbox::{call, connect};
 
@@ -25,75 +27,120 @@ pub(crate) fn measure(report: &mut Report) {
         return;
     }
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let cold = runtime.block_on(cold_boots());
-    let rig = Rig::builder().sandboxes_with("max_concurrent_sandboxes: 60").start();
     runtime.block_on(async {
-        let client = connect(&rig).await;
-        call(&client, "sandbox::run", json!({ "image": "python", "code": "pass" })).await;
-        let source = busy(&client).await;
-        // What the first of its kind has to load.
-        let (_, first) = children(&client, &source, 1).await;
-        stop_all(&client, first).await;
-        let mut pauses = Vec::new();
-        for _ in 0..PAUSES {
-            let taken = call(&client, "sandbox::snapshot", json!({ "sandbox_id": source })).await;
-            pauses.push(taken["paused_ms"].as_f64().expect("a time"));
-            call(&client, "snapshot::delete", json!({ "snapshot": taken["snapshot_id"] })).await;
+        installed(report).await;
+        if let Some(kit) = machine::debian_kit("fifty children") {
+            debian(report, &kit).await;
         }
-        report.row("snapshot: the source stands still, 200 MiB touched", Samples::from_ms(pauses), None, "< 150 ms");
-        // Each snapshot is a layer of the source's disk: forks begin with another source.
-        call(&client, "sandbox::stop", json!({ "sandbox_id": source, "wait": true })).await;
-        for (count, target) in [(1, ""), (10, ""), (50, "< 1")] {
-            let source = busy(&client).await;
-            let mut times = Vec::new();
-            let mut processor = [Vec::new(), Vec::new()];
-            for _ in 0..ROUNDS {
-                let before = [rig.machines(), rig.supervisors()];
-                let (time, ids) = children(&client, &source, count).await;
-                times.push(time);
-                for ((spent, now), before) in processor.iter_mut().zip([rig.machines(), rig.supervisors()]).zip(before)
-                {
-                    spent.extend(now.into_iter().filter(|process| !before.contains(process)).map(processor_time));
-                }
-                stop_all(&client, ids).await;
-            }
-            for (spent, of) in processor.into_iter().zip(["the VM's process", "its supervisor and relay"]) {
-                report.row(
-                    &format!("… of it a child's processor time: {of}"),
-                    Samples::from_durations(spent),
-                    None,
-                    "",
-                );
-            }
-            let name = format!("fork → {count} children have each answered an exec");
-            report.row(
-                &name,
-                Samples::from_durations(times),
-                Some(("five cold boots, one after the other", &cold)),
-                target,
-            );
-            call(&client, "sandbox::stop", json!({ "sandbox_id": source, "wait": true })).await;
-        }
-        memory(report, &rig, &client).await;
     });
 }
 
-/// Five sandboxes booted without a template, one after the other, each until it has answered an exec.
-async fn cold_boots() -> Samples {
-    let rig = Rig::builder().sandboxes().env("III_NO_TEMPLATE", "1").start();
+async fn installed(report: &mut Report) {
+    let cold = {
+        let (_rig, client) = booting(Rig::builder()).await;
+        // Some machines' processors are two threads of one, and hinder each other.
+        let [one, two] = [boots(&client, 1, 1).await, boots(&client, 1, 2).await];
+        report.row("two cold boots at once", two, Some(("one cold boot", &one)), "");
+        boots(&client, COLD_BOOTS, 1).await
+    };
+    let rig = forking(Rig::builder());
+    let client = connect(&rig).await;
+    pauses(report, &client).await;
+    // Each snapshot is a layer of the source's disk: forks begin with another source.
+    for (count, target) in [(1, ""), (10, ""), (50, "< 1")] {
+        forks(report, &rig, &client, &Row { count, with: "", cold: &cold, target }).await;
+    }
+    memory(report, &rig, &client).await;
+}
+
+async fn debian(report: &mut Report, kit: &Path) {
+    let cold = {
+        let (_rig, client) = booting(Rig::builder().kit(kit)).await;
+        boots(&client, COLD_BOOTS, 1).await
+    };
+    let rig = forking(Rig::builder().kit(kit));
+    let client = connect(&rig).await;
+    let row = Row { count: 50, with: ", Debian's kernel and QEMU", cold: &cold, target: "< 1" };
+    forks(report, &rig, &client, &row).await;
+}
+
+fn forking(rig: RigBuilder) -> Rig {
+    rig.sandboxes_with("max_concurrent_sandboxes: 60").start()
+}
+
+/// How long a busy sandbox stands still while it is saved.
+async fn pauses(report: &mut Report, client: &Client) {
+    let source = busy(client).await;
+    let mut pauses = Vec::new();
+    for _ in 0..PAUSES {
+        let taken = call(client, "sandbox::snapshot", json!({ "sandbox_id": source })).await;
+        pauses.push(taken["paused_ms"].as_f64().expect("a time"));
+        call(client, "snapshot::delete", json!({ "snapshot": taken["snapshot_id"] })).await;
+    }
+    report.row("snapshot: the source stands still, 200 MiB touched", Samples::from_ms(pauses), None, "< 150 ms");
+    call(client, "sandbox::stop", json!({ "sandbox_id": source, "wait": true })).await;
+}
+
+/// What is measured of some children at once.
+struct Row<'a> {
+    count: u32,
+    /// Which software, if it is not the installed kit's.
+    with: &'static str,
+    /// Five boots with the same software.
+    cold: &'a Samples,
+    target: &'static str,
+}
+
+async fn forks(report: &mut Report, rig: &Rig, client: &Client, row: &Row<'_>) {
+    let Row { count, with, cold, target } = *row;
+    let source = busy(client).await;
+    // What the first of its kind has to load.
+    let (_, first) = children(client, &source, 1).await;
+    stop_all(client, first).await;
+    let mut times = Vec::new();
+    let mut processor = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        let before = [rig.machines(), rig.supervisors()];
+        let (time, ids) = children(client, &source, count).await;
+        times.push(time);
+        for ((spent, now), before) in processor.iter_mut().zip([rig.machines(), rig.supervisors()]).zip(before) {
+            spent.extend(now.into_iter().filter(|process| !before.contains(process)).map(processor_time));
+        }
+        stop_all(client, ids).await;
+    }
+    let name = format!("fork → {count} children have each answered an exec{with}");
+    report.row(&name, Samples::from_durations(times), Some(("five cold boots, one after the other", cold)), target);
+    for (spent, of) in processor.into_iter().zip(["the VM's process", "its supervisor and relay"]) {
+        let name = format!("… of {count}{with}, a child's processor time: {of}");
+        report.row(&name, Samples::from_durations(spent), None, "");
+    }
+    call(client, "sandbox::stop", json!({ "sandbox_id": source, "wait": true })).await;
+}
+
+/// Where sandboxes boot, and are no clones of a template.
+async fn booting(rig: RigBuilder) -> (Rig, Client) {
+    let rig = rig.sandboxes().env("III_NO_TEMPLATE", "1").start();
     let client = connect(&rig).await;
     call(&client, "sandbox::run", json!({ "image": "python", "code": "pass" })).await;
+    (rig, client)
+}
+
+/// Some boots one after the other, or of some at once, each until it has answered an exec.
+async fn boots(client: &Client, in_a_row: usize, at_once: usize) -> Samples {
+    let boot = || async {
+        let id = call(client, "sandbox::create", json!({ "image": "python" })).await["sandbox_id"].clone();
+        answers(client, &id).await;
+        id
+    };
     let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
         let start = Instant::now();
         let mut ids = Vec::new();
-        for _ in 0..COLD_BOOTS {
-            let id = call(&client, "sandbox::create", json!({ "image": "python" })).await["sandbox_id"].clone();
-            answers(&client, &id).await;
-            ids.push(id);
+        for _ in 0..in_a_row {
+            ids.extend(join_all((0..at_once).map(|_| boot())).await);
         }
         rounds.push(start.elapsed());
-        stop_all(&client, ids).await;
+        stop_all(client, ids).await;
     }
     Samples::from_durations(rounds)
 }

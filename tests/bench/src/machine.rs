@@ -175,6 +175,17 @@ pub(crate) fn kit() -> PathBuf {
     test_rig::shared_home().join("lib/kit").canonicalize().expect("the kit (make kit)")
 }
 
+/// One with Debian's kernel and without our QEMU; otherwise says what is not measured.
+pub(crate) fn debian_kit(what: &str) -> Option<PathBuf> {
+    let kit = std::env::var_os("III_BENCH_DEBIAN_KIT").map(PathBuf::from);
+    if kit.is_none() {
+        eprintln!(
+            "not measured: {what} with Debian's kernel and QEMU (III_BENCH_DEBIAN_KIT names no kit; `make bench` makes one)"
+        );
+    }
+    kit
+}
+
 /// The installed python image as an EROFS file.
 pub(crate) async fn python_root(folder: &Path) -> PathBuf {
     let layout = test_rig::shared_home().join("lib/images/python").canonicalize().expect("the image (make images)");
