@@ -87,10 +87,7 @@ fn programs() -> Finding {
 fn qemu(home: &Path, choice: &Value) -> Finding {
     let asked = ask_vm("--qemu", &[&home.join("lib/kit")]);
     let text = |field: &str| asked[field].as_str().unwrap_or("unknown").to_owned();
-    let needed = match asked["origin"].as_str() {
-        Some("path") => choice["driver"] != "libkrun",
-        origin => origin.is_some(),
-    };
+    let needed = asked["origin"].is_string() && choice["driver"] != "libkrun";
     match asked["error"].as_str() {
         None if asked.is_null() => Finding::bad("QEMU", "iii-vm does not say".into(), "build it with `make build`"),
         None => Finding::good("QEMU", text("version")),

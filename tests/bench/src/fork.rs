@@ -40,7 +40,8 @@ async fn installed(report: &mut Report) {
         let (_rig, client) = booting(Rig::builder()).await;
         // Some machines' processors are two threads of one, and hinder each other.
         let [one, two] = [boots(&client, 1, 1).await, boots(&client, 1, 2).await];
-        report.row("two cold boots at once", two, Some(("one cold boot", &one)), "");
+        let name = format!("two cold boots at once, on {} processors", processors());
+        report.row(&name, two, Some(("one cold boot", &one)), "");
         boots(&client, COLD_BOOTS, 1).await
     };
     let rig = forking(Rig::builder());
@@ -62,6 +63,10 @@ async fn debian(report: &mut Report, kit: &Path) {
     let client = connect(&rig).await;
     let row = Row { count: 50, with: ", Debian's kernel and QEMU", cold: &cold, target: "< 1" };
     forks(report, &rig, &client, &row).await;
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn forking(rig: RigBuilder) -> Rig {

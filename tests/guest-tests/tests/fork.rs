@@ -257,7 +257,7 @@ fn a_paused_sandbox_stands_still_and_keeps_the_right_time() {
     if !supported(Feature::Snapshots) {
         return;
     }
-    let rig = Rig::builder().sandboxes_with("default_idle_timeout_secs: 2").start();
+    let rig = Rig::builder().sandboxes_with("default_idle_timeout_secs: 6").start();
     let id = counting(&rig, &json!({ "image": "python", "memory_mb": 256 }));
     assert_eq!(rig.call("sandbox::pause", &json!({ "sandbox_id": id }))["paused"], true);
     let refused = rig.trigger("sandbox::exec", &json!({ "sandbox_id": id, "argv": ["true"] })).expect_err("paused");
@@ -265,7 +265,7 @@ fn a_paused_sandbox_stands_still_and_keeps_the_right_time() {
     let refused = rig.trigger("sandbox::fork", &json!({ "sandbox_id": id })).expect_err("paused");
     assert_eq!(code(&refused), "S005", "{refused}");
     // Longer than the idle limit: it is not idle, it stands still.
-    thread::sleep(Duration::from_secs(4));
+    thread::sleep(Duration::from_secs(8));
     assert_eq!(rig.call("sandbox::list", &json!({}))["sandboxes"][0]["paused"], true);
     let at = unix_seconds();
     let _ = rig.call("sandbox::resume", &json!({ "sandbox_id": id }));

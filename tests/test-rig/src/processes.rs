@@ -93,9 +93,11 @@ pub fn eventually<T>(patience: Duration, mut question: impl FnMut() -> Option<T>
         if let Some(answer) = question() {
             return Some(answer);
         }
-        if Instant::now() >= deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             return None;
         }
-        thread::sleep((asked.elapsed() * 4).clamp(Duration::from_millis(20), Duration::from_secs(2)));
+        let rest = (asked.elapsed() * 4).clamp(Duration::from_millis(20), Duration::from_secs(2));
+        thread::sleep(rest.min(left));
     }
 }

@@ -95,9 +95,7 @@ impl ChoiceError {
             Self::QemuNeedsX86 => "choose driver `auto` or `libkrun`".to_owned(),
             Self::NoDriver { .. } => "docs/platforms.md says which machines do".to_owned(),
             Self::NoQemu => "apt install qemu-system-x86, or name the program in III_QEMU".to_owned(),
-            Self::QemuNamedInVain { .. } => {
-                "give the program's path, or unset it and apt install qemu-system-x86".to_owned()
-            }
+            Self::QemuNamedInVain { .. } => "give the program's path, or unset it".to_owned(),
         }
     }
 }
@@ -122,11 +120,12 @@ pub fn choose(
     verdict: impl FnOnce() -> KvmVerdict,
 ) -> Result<Choice, ChoiceError> {
     let settled = |driver, accel, why: &str| Ok(Choice { driver, accel, why: why.to_owned() });
-    let qemu_fits = || match qemu {
-        QemuProgram::Found { .. } if !boots.qemu => {
-            Err(ChoiceError::KernelUnfitForQemu { flavour: boots.flavour.to_owned() })
+    // Which program it would be matters only where it could boot the kernel.
+    let qemu_fits = || {
+        if boots.qemu {
+            return qemu.path().map(drop);
         }
-        found => found.path().map(drop),
+        Err(ChoiceError::KernelUnfitForQemu { flavour: boots.flavour.to_owned() })
     };
     let libkrun_fits =
         || if boots.libkrun { Ok(()) } else { Err(ChoiceError::KernelUnfit { flavour: boots.flavour.to_owned() }) };
@@ -219,9 +218,10 @@ mod tests {
             ChoiceError::NoKvm { .. }
         ));
         let in_vain = QemuProgram::NamedInVain { path: "/q".into() };
-        let named = |driver| choose(driver, AccelChoice::Auto, BOTH, &in_vain, || KvmVerdict::Works);
-        assert_eq!(named(DriverChoice::Auto), Err(ChoiceError::QemuNamedInVain { path: "/q".into() }));
-        assert_eq!(named(DriverChoice::Libkrun).unwrap().driver, Libkrun);
+        let named = |driver, boots| choose(driver, AccelChoice::Auto, boots, &in_vain, || KvmVerdict::Works);
+        assert_eq!(named(DriverChoice::Auto, BOTH), Err(ChoiceError::QemuNamedInVain { path: "/q".into() }));
+        assert_eq!(named(DriverChoice::Auto, KRUNFW).unwrap().driver, Libkrun, "no QEMU boots this kernel");
+        assert_eq!(named(DriverChoice::Libkrun, BOTH).unwrap().driver, Libkrun);
     }
 
     #[test]
