@@ -38,7 +38,7 @@ pub(crate) fn measure(report: &mut Report) {
 async fn installed(report: &mut Report) {
     let cold = {
         let (_rig, client) = booting(Rig::builder()).await;
-        // Some machines' processors are two threads of one, and hinder each other.
+        // Where processors hinder each other, many children take longer than they should.
         let [one, two] = [boots(&client, 1, 1).await, boots(&client, 1, 2).await];
         let name = format!("two cold boots at once, on {} processors", processors());
         report.row(&name, two, Some(("one cold boot", &one)), "");
