@@ -52,19 +52,17 @@ pub(crate) fn check_kit(kit: &Path) -> ! {
 /// Prints which QEMU there is and its version, or what is wrong with it; `origin` is null where there is none.
 pub(crate) fn print_qemu(kit: &Path) -> ! {
     let found = QemuProgram::find(Kit::qemu_in(kit).as_deref());
-    let (origin, version) = match &found {
-        QemuProgram::Found { path, origin } => {
-            let (origin, repair) = match origin {
-                Origin::Named => ("III_QEMU", "name another program in III_QEMU, or unset it"),
-                Origin::Kit => ("kit", "run `make qemu kit`"),
-                Origin::Path => ("path", "apt install --reinstall qemu-system-x86"),
-            };
-            (Some(origin), version(path).map_err(|error| (error, repair.to_owned())))
+    let (origin, repair) = match &found {
+        QemuProgram::Found { origin: Origin::Kit, .. } => (Some("kit"), "run `make qemu kit`"),
+        QemuProgram::Found { origin: Origin::Path, .. } => (Some("path"), "apt install --reinstall qemu-system-x86"),
+        QemuProgram::Found { origin: Origin::Named, .. } | QemuProgram::NamedInVain { .. } => {
+            (Some("III_QEMU"), "name another program in III_QEMU, or unset it")
         }
-        none => {
-            let named = matches!(none, QemuProgram::NamedInVain { .. }).then_some("III_QEMU");
-            (named, none.path().map(|_| String::new()).map_err(|error| (error.to_string(), error.hint())))
-        }
+        QemuProgram::NotInstalled | QemuProgram::OtherProcessor => (None, ""),
+    };
+    let version = match found.path() {
+        Ok(program) => version(program).map_err(|error| (error, repair.to_owned())),
+        Err(error) => Err((error.to_string(), error.hint())),
     };
     match version {
         Ok(version) => answer(Ok(json!({ "origin": origin, "version": version }))),
