@@ -19,6 +19,8 @@ mod functions;
 mod home;
 mod lifeline;
 mod machine;
+#[cfg(target_os = "linux")]
+mod orphans;
 mod sandbox;
 mod serve;
 mod sys;
@@ -154,6 +156,10 @@ fn main() -> ExitCode {
     };
     runtime.block_on(async {
         tokio::spawn(on_signals(stop.clone()));
+        #[cfg(target_os = "linux")]
+        if sandbox_config.is_some() {
+            orphans::take();
+        }
         let (worker, description) = match name {
             "workers" => ("iii-worker-ops", "Adds, starts, stops and inspects workers in microVMs"),
             _ => ("iii-sandbox", "Runs untrusted code in throw-away microVMs"),

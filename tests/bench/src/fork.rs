@@ -13,7 +13,10 @@ use crate::report::{Report, Samples};
 use crate::sandbox::{call, connect};
 
 const ROUNDS: usize = 3;
+/// Each is a layer of the source's disk, of which there may be 16.
 const PAUSES: usize = 10;
+const FORKS: usize = 5;
+const _: () = assert!(PAUSES + FORKS < 16);
 const COLD_BOOTS: usize = 5;
 
 /// Touches 200 MiB, then goes on changing a little of it.
@@ -83,6 +86,13 @@ async fn pauses(report: &mut Report, client: &Client) {
         call(client, "snapshot::delete", json!({ "snapshot": taken["snapshot_id"] })).await;
     }
     report.row("snapshot: the source stands still, 200 MiB touched", Samples::from_ms(pauses), None, "< 150 ms");
+    let mut pauses = Vec::new();
+    for _ in 0..FORKS {
+        let (paused, child) = fork(client, &source, 1).await;
+        pauses.push(paused);
+        stop_all(client, child).await;
+    }
+    report.row("fork: the source stands still, 200 MiB touched", Samples::from_ms(pauses), None, "< 150 ms");
     call(client, "sandbox::stop", json!({ "sandbox_id": source, "wait": true })).await;
 }
 
@@ -161,12 +171,18 @@ async fn busy(client: &Client) -> Value {
     id
 }
 
-/// From the request until every child has answered.
-async fn children(client: &Client, source: &Value, count: u32) -> (Duration, Vec<Value>) {
-    let start = Instant::now();
+/// Milliseconds that the source stood still, and its children.
+async fn fork(client: &Client, source: &Value, count: u32) -> (f64, Vec<Value>) {
     let forked = call(client, "sandbox::fork", json!({ "sandbox_id": source, "count": count })).await;
     let ids = forked["sandbox_ids"].as_array().cloned().expect("ids");
     assert_eq!(ids.len(), count as usize);
+    (forked["paused_ms"].as_f64().expect("a time"), ids)
+}
+
+/// From the request until every child has answered.
+async fn children(client: &Client, source: &Value, count: u32) -> (Duration, Vec<Value>) {
+    let start = Instant::now();
+    let (_, ids) = fork(client, source, count).await;
     join_all(ids.iter().map(|id| answers(client, id))).await;
     (start.elapsed(), ids)
 }

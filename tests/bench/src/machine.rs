@@ -98,7 +98,7 @@ pub(crate) async fn boot(recipe: &Recipe<'_>) -> (Machine, Duration) {
     let (mut vm, channel) = Vm::spawn(&spec, &program("iii-vm")).await.expect("iii-vm starts");
     let restored = loop {
         match tokio::time::timeout(PATIENCE, vm.next_event()).await.expect("the VM says something") {
-            VmEvent::Running { restored, .. } => break restored,
+            VmEvent::Running { start, .. } => break !start.is_boot(),
             VmEvent::Exited(exit) => panic!("the VM ended: {exit:?}"),
             _ => {}
         }

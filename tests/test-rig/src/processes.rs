@@ -14,6 +14,8 @@ pub struct Process {
     pub parent: i32,
     /// Clock ticks since boot; with the pid, it names one process for ever.
     pub start_time: u64,
+    /// At most 15 bytes, as the kernel has it.
+    pub name: String,
     pub command: String,
 }
 
@@ -23,7 +25,8 @@ impl Process {
     pub fn find(pid: i32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name in parentheses may hold anything; what follows the last one is fields 3 and up.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let (before, after) = stat.rsplit_once(')')?;
+        let fields: Vec<&str> = after.split_whitespace().collect();
         if matches!(*fields.first()?, "Z" | "X") {
             return None;
         }
@@ -32,6 +35,7 @@ impl Process {
             pid,
             parent: fields.get(1)?.parse().ok()?,
             start_time: fields.get(19)?.parse().ok()?,
+            name: before.split_once('(')?.1.to_owned(),
             command: String::from_utf8_lossy(&command).replace('\0', " ").trim().to_owned(),
         })
     }

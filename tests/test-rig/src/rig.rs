@@ -187,7 +187,8 @@ impl RigBuilder {
 }
 
 fn runs_a_guest(process: &Process) -> bool {
-    process.command.contains("qemu-system") || process.command.contains("iii-vm --libkrun")
+    let is_qemu = || process.command.contains("qemu-system") && process.name != "iii-nursery";
+    process.command.contains("iii-vm --libkrun") || is_qemu()
 }
 
 impl Rig {

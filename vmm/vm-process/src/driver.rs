@@ -98,7 +98,8 @@ impl<'a> Driver<'a> {
         match choice.driver {
             DriverKind::Libkrun => Ok(Self::Krun(vmm_krun::Driver::prepare(spec)?)),
             DriverKind::Qemu => {
-                let program = QemuProgram::find(kit.qemu.as_deref()).path()?.to_owned();
+                let found = QemuProgram::find(kit.qemu.as_deref());
+                let program = vmm_qemu::Program { path: found.path()?.to_owned(), may_be_ours: found.may_be_ours() };
                 Ok(Self::Qemu(Box::new(vmm_qemu::Driver::prepare(spec, program, kit, choice.accel)?)))
             }
         }

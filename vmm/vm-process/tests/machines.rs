@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use vmm::{AccelChoice, DriverChoice, MemoryMib, TemplateUse, VcpuCount, Vm, VmEvent, VmExit, VmSpec};
+use vmm::{AccelChoice, DriverChoice, MemoryMib, TemplateUse, VcpuCount, Vm, VmEvent, VmExit, VmSpec, VmStart};
 
 const III_VM: &str = env!("CARGO_BIN_EXE_iii-vm");
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -99,7 +99,7 @@ fn eventually_none_in(folder: &Path) {
 }
 
 fn restored(events: &[VmEvent]) -> bool {
-    matches!(events.last(), Some(VmEvent::Running { restored: true, .. }))
+    matches!(events.last(), Some(VmEvent::Running { start: VmStart::Restored, .. }))
 }
 
 #[tokio::test]

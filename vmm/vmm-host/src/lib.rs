@@ -15,6 +15,7 @@
 mod choice;
 mod console;
 mod disks;
+mod forked;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod guest_memory;
 mod kit;
@@ -32,8 +33,9 @@ mod sys;
 pub use choice::{Accel, Boots, Choice, ChoiceError, DriverKind, choose};
 pub use console::{CONSOLE_LIMIT_BYTES, ConsoleEnd, describe};
 pub use disks::{DiskError, check_disks, check_root_disk};
+pub use forked::ForkedProcess;
 pub use kit::{Kit, KitError, KitIdentity};
 pub use kvm_probe::{KvmVerdict, cached_verdict, probe_in_this_process};
 pub use machine::{cpu_model, kernel_release};
-pub use process::{Process, ProcessError};
+pub use process::{Manner, Process, ProcessError};
 pub use qemu_program::{Origin, QemuProgram};

@@ -1,11 +1,13 @@
 //! One VM's process, its console and its complaints.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, PipeReader, Read};
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use crate::console::{CONSOLE_LIMIT_BYTES, Pump, last_line, log_file};
+use crate::forked::ForkedProcess;
 use crate::sys::prepare_child;
 
 /// Most of a program's own messages that is kept: a guest can provoke some.
@@ -20,17 +22,32 @@ pub enum ProcessError {
     Start { program: PathBuf, source: io::Error },
 }
 
+/// How a program runs, on Linux.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    /// Its memory may be in huge pages.
+    pub huge_pages: bool,
+    /// A signal to our group does not reach it, nor those that it forks: they may belong to another VM.
+    pub own_group: bool,
+}
+
+#[derive(Debug)]
+enum Body {
+    Child(Child),
+    Forked(ForkedProcess),
+}
+
 /// A process that runs a guest; dropping it kills it.
 #[derive(Debug)]
 pub struct Process {
-    child: Child,
+    body: Body,
     console: Pump,
     messages: Pump,
 }
 
 impl Process {
-    /// Starts `program`, whose memory may be in `huge_pages` or not. It keeps the descriptors `inherited` and dies with the calling thread. Its standard output is
-    /// the guest's console, kept in `console.log`; what it says itself goes into `<name>.log`.
+    /// Starts `program`. It keeps the descriptors `inherited` and dies with the calling thread. Its standard output is the guest's console, kept in `console.log`; what it says itself goes into
+    /// `<name>.log`.
     ///
     /// # Errors
     /// [`ProcessError`] when a log cannot be made, or the program does not start.
@@ -40,33 +57,51 @@ impl Process {
         inherited: Vec<RawFd>,
         log_dir: &Path,
         name: &str,
-        huge_pages: bool,
+        manner: Manner,
     ) -> Result<Self, ProcessError> {
-        let open = |path: PathBuf| log_file(&path).map_err(|source| ProcessError::Log { path, source });
-        let console_file = open(log_dir.join("console.log"))?;
-        let message_file = open(log_dir.join(format!("{name}.log")))?;
+        let logs = Logs::open(log_dir, name)?;
         let started = |source| ProcessError::Start { program: program.to_owned(), source };
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        prepare_child(&mut command, inherited, huge_pages);
+        prepare_child(&mut command, inherited, manner);
         let mut child = command.spawn().map_err(started)?;
         let (Some(console), Some(messages)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(started(io::Error::other("it has no pipes")));
         };
-        Ok(Self {
-            child,
-            console: Pump::start("console", console, console_file, CONSOLE_LIMIT_BYTES).map_err(started)?,
-            messages: Pump::start("messages", messages, message_file, MESSAGES_LIMIT_BYTES).map_err(started)?,
-        })
+        let (console, messages) = logs.follow(console, messages).map_err(started)?;
+        Ok(Self { body: Body::Child(child), console, messages })
+    }
+
+    /// A process that exists, and what it says from now on: `console` and `messages` are pipes from it.
+    ///
+    /// # Errors
+    /// [`ProcessError`] when a log cannot be made or followed.
+    pub fn forked(
+        process: ForkedProcess,
+        console: PipeReader,
+        messages: PipeReader,
+        log_dir: &Path,
+        name: &str,
+    ) -> Result<Self, ProcessError> {
+        let logs = Logs::open(log_dir, name)?;
+        let followed = logs.follow(console, messages);
+        let (console, messages) = followed.map_err(|source| ProcessError::Start { program: name.into(), source })?;
+        Ok(Self { body: Body::Forked(process), console, messages })
     }
 
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        match &self.body {
+            Body::Child(child) => child.id(),
+            Body::Forked(process) => process.pid(),
+        }
     }
 
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
+        match &mut self.body {
+            Body::Child(child) => drop(child.kill()),
+            Body::Forked(process) => process.kill(),
+        }
     }
 
     /// Waits for the end, and for the last bytes of console and messages.
@@ -74,7 +109,7 @@ impl Process {
     /// # Errors
     /// The end could not be observed.
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
-        let status = self.child.wait();
+        let status = self.body.wait();
         self.console.finish();
         self.messages.finish();
         status
@@ -100,6 +135,37 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
-        let _ = self.child.wait();
+        let _ = self.body.wait();
+    }
+}
+
+impl Body {
+    fn wait(&mut self) -> io::Result<ExitStatus> {
+        match self {
+            Self::Child(child) => child.wait(),
+            Self::Forked(process) => process.wait(),
+        }
+    }
+}
+
+/// Where what a process says is kept.
+struct Logs {
+    console: File,
+    messages: File,
+}
+
+impl Logs {
+    fn open(folder: &Path, name: &str) -> Result<Self, ProcessError> {
+        let open = |path: PathBuf| log_file(&path).map_err(|source| ProcessError::Log { path, source });
+        Ok(Self { console: open(folder.join("console.log"))?, messages: open(folder.join(format!("{name}.log")))? })
+    }
+
+    fn follow(
+        self,
+        console: impl Read + Send + 'static,
+        messages: impl Read + Send + 'static,
+    ) -> io::Result<(Pump, Pump)> {
+        let console = Pump::start("console", console, self.console, CONSOLE_LIMIT_BYTES)?;
+        Ok((console, Pump::start("messages", messages, self.messages, MESSAGES_LIMIT_BYTES)?))
     }
 }

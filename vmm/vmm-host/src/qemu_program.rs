@@ -57,6 +57,12 @@ impl QemuProgram {
         }
     }
 
+    /// It is not the distribution's: it may be our own, which knows more.
+    #[must_use]
+    pub fn may_be_ours(&self) -> bool {
+        matches!(self, Self::Found { origin: Origin::Kit | Origin::Named, .. })
+    }
+
     fn among(named: Option<OsString>, in_kit: Option<&Path>, path: Option<OsString>) -> Self {
         if let Some(path) = named.filter(|value| !value.is_empty()).map(PathBuf::from) {
             // Nothing takes its place.
@@ -98,5 +104,6 @@ mod tests {
         assert_eq!(find(&named, Some(&in_kit)), QemuProgram::NamedInVain { path: named.clone() });
         fs::write(&named, "").unwrap();
         assert_eq!(find(&named, Some(&in_kit)), found(&named, Origin::Named));
+        assert!(find(&named, None).may_be_ours() && !find(nothing, None).may_be_ours());
     }
 }

@@ -4,8 +4,8 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use vmm::{VmEvent, VmExit, VmSpec, Wires};
-use vmm_host::{ConsoleEnd, Process, check_disks, describe};
+use vmm::{VmEvent, VmExit, VmSpec, VmStart, Wires};
+use vmm_host::{ConsoleEnd, Manner, Process, check_disks, describe};
 
 use crate::error::KrunError;
 use crate::machine::{ENTER_FLAG, Ends, MAX_VCPUS};
@@ -46,11 +46,12 @@ impl<'a> Driver<'a> {
         let arguments =
             [ENTER_FLAG.to_owned(), self.spec.run_dir.join("vm.json").display().to_string(), ends.to_argument()];
         let inherited = vec![ends.guest, ends.net];
-        let process = Process::start(&self.program, &arguments, inherited, &self.spec.run_dir, "libkrun", true)?;
+        let manner = Manner { huge_pages: true, own_group: false };
+        let process = Process::start(&self.program, &arguments, inherited, &self.spec.run_dir, "libkrun", manner)?;
         report(VmEvent::Running {
             driver: "libkrun".to_owned(),
             accel: "kvm".to_owned(),
-            restored: false,
+            start: VmStart::Booted,
             driver_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
         });
         // Our copies of the wires close here: from now on their ends see the VM's end.

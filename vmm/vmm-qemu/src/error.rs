@@ -41,6 +41,10 @@ pub enum QemuError {
     UnfitSnapshot { path: PathBuf, differs: Vec<&'static str> },
     #[error("the snapshot in {path} is damaged: {reason}", path = path.display())]
     DamagedSnapshot { path: PathBuf, reason: String },
+    #[error("the machine that it was to be forked from has ended, or takes no more requests")]
+    SourceGone,
+    #[error("it cannot be forked from {path}: {source}", path = path.display())]
+    Fork { path: PathBuf, source: io::Error },
     #[error("the disks of the snapshot in {path} cannot be linked into {run_dir}: {source}", path = path.display(), run_dir = run_dir.display())]
     InheritDisks { path: PathBuf, run_dir: PathBuf, source: io::Error },
 }
@@ -59,6 +63,7 @@ impl QemuError {
             }
             Self::NoSnapshot(error) => error.hint(),
             Self::UnfitSnapshot { .. } => Some("create it anew and take another snapshot".to_owned()),
+            Self::SourceGone => Some("fork it again, if it still runs".to_owned()),
             Self::DamagedSnapshot { .. } => Some("remove it and take another".to_owned()),
             Self::InheritDisks { source, .. } if source.kind() == io::ErrorKind::CrossesDevices => {
                 Some("keep snapshots on the file system of the run directories".to_owned())

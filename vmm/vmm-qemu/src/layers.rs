@@ -55,6 +55,11 @@ impl Layers {
         Ok(layers)
     }
 
+    /// The one that is written.
+    pub(crate) fn top(&self) -> &Path {
+        self.files.last().expect("a disk has a layer")
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.files.len()
     }
@@ -101,6 +106,11 @@ impl Layers {
     }
 }
 
+/// QEMU's name for the layer that was the `number`th to be put on top.
+pub(crate) fn node_name(number: u32) -> String {
+    format!("scratch-{number}")
+}
+
 /// A layer that is to be put on top of one that QEMU has already.
 pub(crate) fn overlay(node_name: &str, file: &Path, sync: bool) -> Value {
     let mut node = layer("qcow2", Some(node_name), file, false, sync);
@@ -117,7 +127,11 @@ pub(crate) fn layer(format: &str, node_name: Option<&str>, file: &Path, read_onl
     node["read-only"] = read_only.into();
     node["discard"] = "unmap".into();
     node["cache"] = json!({ "no-flush": !sync });
-    node["file"] = json!({"driver": "file", "filename": file, "read-only": read_only, "discard": "unmap"});
+    // What is thrown away has one user by construction. A lock would go with a fork, and keep others from what it no longer
+    // writes.
+    let locking = if sync { "auto" } else { "off" };
+    node["file"] =
+        json!({"driver": "file", "filename": file, "read-only": read_only, "discard": "unmap", "locking": locking});
     node
 }
 

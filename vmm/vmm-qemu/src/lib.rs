@@ -20,6 +20,12 @@ mod error;
 mod full_disk;
 mod key;
 mod layers;
+mod nursery;
+#[cfg(target_os = "linux")]
+mod packets;
+#[cfg(not(target_os = "linux"))]
+#[path = "packets_other.rs"]
+mod packets;
 mod pages;
 mod qcow2;
 mod qmp;
@@ -31,7 +37,8 @@ mod sys;
 mod take;
 mod template;
 mod tsc;
+mod work;
 
-pub use driver::Driver;
+pub use driver::{Driver, Program};
 pub use error::QemuError;
 pub use running::Running;

@@ -104,6 +104,11 @@ impl Monitor {
         self.writer.write_all(text.as_bytes()).map_err(|source| self.broken(source))
     }
 
+    /// An answer is coming to a command that was not sent here.
+    pub(crate) fn expect_answer(&mut self) {
+        self.sent += 1;
+    }
+
     /// Sends one command and waits for its answer.
     pub(crate) fn run(&mut self, command: &str, arguments: Value, deadline: Instant) -> Result<(), QemuError> {
         self.send(&[(command, arguments)])?;

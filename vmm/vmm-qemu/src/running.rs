@@ -27,7 +27,8 @@ impl Running {
     /// Waits for the end of the guest, answering `commands` and reporting what a person should know meanwhile.
     #[must_use]
     pub fn wait(mut self, commands: Receiver<VmCommand>, report: &mut dyn FnMut(VmEvent)) -> VmExit {
-        let (mut was_reset, mut disk, mut patience) = (false, FullDisk::default(), None);
+        let (mut was_reset, mut was_shut_down, mut patience) = (false, false, None);
+        let mut disk = FullDisk::default();
         if let Err(error) = self.monitor.take_commands(commands) {
             report(VmEvent::Warning { message: format!("the VM takes no commands: {error}") });
         }
@@ -37,6 +38,7 @@ impl Running {
                 Heard::Ended => break,
                 Heard::Command(command) => report(self.obey(command, &mut disk)),
                 Heard::Event { name, data } if name == "SHUTDOWN" => {
+                    was_shut_down = true;
                     was_reset = data["reason"] == "guest-reset" || data["reason"] == "guest-panic";
                 }
                 Heard::Event { .. } | Heard::Silence => {}
@@ -66,6 +68,8 @@ impl Running {
             }
             Ok(status) if status.success() => VmExit::Stopped,
             Ok(status) => failed(format!("QEMU ended with {}: {}", describe(status), self.process.last_message())),
+            // A fork whose nursery has ended: nobody tells its status.
+            Err(_) if was_shut_down && !was_reset => VmExit::Stopped,
             Err(error) => failed(format!("the end of QEMU could not be observed: {error}")),
         }
     }

@@ -8,6 +8,7 @@ use vmm::{SavedFile, SnapshotInfo};
 
 use crate::error::{QemuError, at};
 use crate::key::Key;
+use crate::nursery::Birthplace;
 use crate::sparse;
 
 /// The driver's name in a snapshot and in events.
@@ -40,11 +41,11 @@ impl Saved {
         if saved.info.disks.is_empty() { Err(saved.damaged("it names no disk".to_owned())) } else { Ok(saved) }
     }
 
-    /// Everything but the memory is checked always; reading that to its end is `verify`.
+    /// Whether it fits, and has its disks.
     ///
     /// # Errors
     /// [`QemuError::UnfitSnapshot`] and [`QemuError::DamagedSnapshot`], which say what is wrong.
-    pub(crate) fn check(&self, key: &Key, root_disk: &Path, verify: bool) -> Result<Machine, QemuError> {
+    pub(crate) fn check(&self, key: &Key, root_disk: &Path) -> Result<(), QemuError> {
         let mut differs = key.differences(&self.info.key);
         if root_disk != self.info.root_disk {
             differs.push("the image");
@@ -52,18 +53,35 @@ impl Saved {
         if !differs.is_empty() {
             return Err(QemuError::UnfitSnapshot { path: self.folder.clone(), differs });
         }
-        let memory = self.folder.join("memory");
-        let memory_file = self.file("memory", self.info.memory_file, verify)?;
-        let state = self.file("state", self.info.state_file, true)?;
         for disk in &self.info.disks {
             let found = fs::metadata(self.folder.join(&disk.name));
             let found = found.map_err(|error| self.damaged(format!("{}: {error}", disk.name)))?.len();
             self.expect(&disk.name, found, disk.bytes)?;
         }
-        Ok(Machine { memory, memory_file, state })
+        Ok(())
     }
 
-    fn file(&self, name: &str, saved: SavedFile, verify: bool) -> Result<File, QemuError> {
+    /// Where its children are forked, if they are.
+    ///
+    /// # Errors
+    /// [`QemuError::DamagedSnapshot`].
+    pub(crate) fn birthplace(&self) -> Result<Option<Birthplace>, QemuError> {
+        let place = self.info.nursery.clone().map(serde_json::from_value).transpose();
+        place.map_err(|error| self.damaged(format!("its nursery is not described as it should be: {error}")))
+    }
+
+    /// What was saved. The state is checked always; reading the memory to its end is `verify`.
+    ///
+    /// # Errors
+    /// [`QemuError::DamagedSnapshot`].
+    pub(crate) fn machine(&self, verify: bool) -> Result<Machine, QemuError> {
+        let memory_file = self.file("memory", self.info.memory_file, verify)?;
+        let state = self.file("state", self.info.state_file, true)?;
+        Ok(Machine { memory: self.folder.join("memory"), memory_file, state })
+    }
+
+    fn file(&self, name: &str, saved: Option<SavedFile>, verify: bool) -> Result<File, QemuError> {
+        let saved = saved.ok_or_else(|| self.damaged(format!("{name} was not saved")))?;
         let path = self.folder.join(name);
         let file = File::open(&path).map_err(|error| self.damaged(format!("{name}: {error}")))?;
         self.expect(name, file.metadata().map_err(at(&path))?.len(), saved.bytes)?;

@@ -5,36 +5,34 @@
 //! paused ── devices and processors ── pages that changed meanwhile ── a new layer on the disk ◄────────┘
 //! runs   ── checksums ── fsync ── snapshot.json ── rename        (only if it is to last: the memory's checksum, fsync)
 //! ```
+//! For children that start at once, and a QEMU that can be forked, nothing is copied:
+//! ```text
+//! runs   ── links to the disk's layers ──┐
+//! paused ── nursery (nursery.rs) ── a new layer on the disk
+//! runs   ── snapshot.json ── rename
+//! ```
 //! Whatever fails, the machine goes on as it was, and no folder is left. A process that is killed in the middle leaves a
 //! folder with a name of its own kind, which [`vmm::sweep_unfinished_snapshots`] knows.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use vmm::{
-    CommandFailed, FailureKind, MemoryMib, SNAPSHOT_FORMAT, SNAPSHOT_WORK_PREFIX, SavedFile, SnapshotInfo,
-    SnapshotRequest, SnapshotTaken, VcpuCount,
-};
+use vmm::{CommandFailed, FailureKind, SnapshotPurpose, SnapshotRequest, SnapshotTaken};
 
 use crate::error::{QemuError, at};
 use crate::key::Key;
 use crate::layers::{self, Layers, MAX_LAYERS};
+use crate::nursery::{self, Birthplace, Nursery, QemuEnds};
 use crate::qmp::Monitor;
 use crate::ram::{Copied, Ram};
-use crate::saved::DRIVER;
-use crate::sparse;
+use crate::work::{Work, private};
 
 /// For each step of QEMU's. Stopping waits for what the disks are at.
 const STEP_LIMIT: Duration = Duration::from_secs(30);
-
-/// Ends QEMU's saved state: a description of it, with nothing in it. Without, QEMU complains when it is read.
-const NO_DESCRIPTION: [u8; 5] = [6, 0, 0, 0, 0];
 
 /// Why a snapshot was not taken, or another command had no effect.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +51,8 @@ pub(crate) enum TakeError {
     Link { path: PathBuf, source: io::Error },
     #[error("cannot copy its memory: {0}")]
     Memory(io::Error),
+    #[error("it cannot be forked: {0}")]
+    NoNursery(QemuError),
     #[error(transparent)]
     Qemu(#[from] QemuError),
 }
@@ -77,7 +77,9 @@ impl TakeError {
             {
                 FailureKind::NoSpace
             }
-            Self::NoName { .. } | Self::Link { .. } | Self::Memory(_) | Self::Qemu(_) => FailureKind::Failed,
+            Self::NoName { .. } | Self::Link { .. } | Self::Memory(_) | Self::NoNursery(_) | Self::Qemu(_) => {
+                FailureKind::Failed
+            }
         }
     }
 
@@ -114,6 +116,31 @@ pub(crate) struct Source {
     /// QEMU's name for the topmost layer, and how many names were given to others.
     pub(crate) top_node: String,
     pub(crate) nodes_made: u32,
+    pub(crate) ends: QemuEnds,
+    pub(crate) forking: Forking,
+    /// Those that may have births left.
+    pub(crate) nurseries: Vec<Nursery>,
+}
+
+/// Whether children can be forked from this QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forking {
+    /// Not with this accelerator, or QEMU does not know how.
+    Impossible,
+    Unknown,
+    Possible,
+}
+
+/// What a snapshot's children are to be made of.
+enum Plan<'a> {
+    Files { ram: Ram<'a>, memory: File, node: Node },
+    Nursery { births: u32 },
+}
+
+/// What they are made of.
+pub(crate) enum Content {
+    Files { memory: File, copied: Copied },
+    Nursery { place: Birthplace, nursery: Nursery },
 }
 
 /// Takes a snapshot. The machine is `paused` by command already, or runs.
@@ -124,7 +151,6 @@ pub(crate) fn take(
     request: &SnapshotRequest,
     paused: bool,
 ) -> Result<SnapshotTaken, TakeError> {
-    let began = Instant::now();
     if source.disk_is_kept {
         return Err(TakeError::DiskIsKept);
     }
@@ -132,38 +158,64 @@ pub(crate) fn take(
         return Err(TakeError::TooManyLayers);
     }
     monitor.during("a snapshot");
+    let births = match request.purpose {
+        SnapshotPurpose::Children(births) if may_fork(monitor, source)? => Some(births),
+        SnapshotPurpose::Children(_) | SnapshotPurpose::Keeping => None,
+    };
+    match attempt(pid, monitor, source, request, births, paused) {
+        Err(TakeError::NoNursery(error)) => {
+            tracing::warn!(%error, "children are restored from files this time, which takes longer");
+            attempt(pid, monitor, source, request, None, paused)
+        }
+        other => other,
+    }
+}
+
+fn attempt(
+    pid: Pid,
+    monitor: &mut Monitor,
+    source: &mut Source,
+    request: &SnapshotRequest,
+    births: Option<u32>,
+    paused: bool,
+) -> Result<SnapshotTaken, TakeError> {
+    let began = Instant::now();
     let work = Work::begin(&request.folder)?;
     let link = |error| TakeError::Link { path: work.path.clone(), source: error };
     source.layers.link_into(&work.path).map_err(link)?;
-    let memory_path = work.path.join("memory");
-    let memory = private(&memory_path)?;
-    let bytes = u64::from(source.key.shape.memory_mib) << 20;
     let base = source.memory.as_ref().map(File::try_clone).transpose().map_err(TakeError::Memory)?;
-    let ram = Ram::find(pid, base.as_ref(), bytes).map_err(TakeError::Memory)?;
-    ram.begin(&memory).and_then(|()| ram.refresh(&memory)).map_err(TakeError::Memory)?;
-    // A layer of the file has the links' names: it is described before another is put on top of it.
-    let node = add_layer(monitor, source)?;
+    let plan = match births {
+        // A nursery must not know the layer that its source goes on to write: it is made later.
+        Some(births) => Plan::Nursery { births },
+        None => {
+            let memory = private(&work.path.join("memory"))?;
+            let bytes = u64::from(source.key.shape.memory_mib) << 20;
+            let ram = Ram::find(pid, base.as_ref(), bytes).map_err(TakeError::Memory)?;
+            ram.begin(&memory).and_then(|()| ram.refresh(&memory)).map_err(TakeError::Memory)?;
+            Plan::Files { ram, memory, node: add_layer(monitor, source)? }
+        }
+    };
 
     let paused_at = Instant::now();
-    let frozen = freeze(monitor, source, &ram, &memory, &work.path, &node);
+    let frozen = freeze(monitor, source, plan, &work.path);
     let stays = paused || (frozen.is_ok() && request.leave_paused);
     let resumed = if stays { Ok(()) } else { monitor.run("cont", Value::Null, deadline()) };
     let paused_us = u64::try_from(paused_at.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let (content, node) = frozen?;
     let layers_below = source.layers.clone();
-    match &frozen {
-        Ok(_) => {
-            source.layers.push(node.file);
-            source.top_node = node.name;
-        }
-        Err(_) => {
-            let _ = monitor.run("blockdev-del", json!({ "node-name": node.name }), deadline());
-            let _ = fs::remove_file(&node.file);
-        }
-    }
-    let copied = frozen?;
+    source.layers.push(node.file);
+    source.top_node = node.name;
     resumed?;
 
-    let memory_bytes = work.finish(source, &layers_below, &memory, request)?;
+    let memory_bytes = work.finish(source, &layers_below, &content, request)?;
+    let copied = match content {
+        Content::Files { copied, .. } => copied,
+        Content::Nursery { nursery, .. } => {
+            source.nurseries.retain(|nursery| !nursery.is_over());
+            source.nurseries.push(nursery);
+            Copied::default()
+        }
+    };
     Ok(SnapshotTaken {
         paused_us,
         took_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -172,6 +224,15 @@ pub(crate) fn take(
         copied_paused_bytes: copied.written,
         disk_layers: u32::try_from(layers_below.count()).unwrap_or(u32::MAX),
     })
+}
+
+/// QEMU is asked once.
+fn may_fork(monitor: &mut Monitor, source: &mut Source) -> Result<bool, TakeError> {
+    if source.forking == Forking::Unknown {
+        let known = nursery::is_known(monitor, deadline())?;
+        source.forking = if known { Forking::Possible } else { Forking::Impossible };
+    }
+    Ok(source.forking == Forking::Possible)
 }
 
 /// A layer that QEMU has opened and not put anywhere.
@@ -183,7 +244,7 @@ struct Node {
 fn add_layer(monitor: &mut Monitor, source: &mut Source) -> Result<Node, TakeError> {
     let file = source.layers.make_top(&source.run_dir).map_err(at(&source.run_dir))?;
     source.nodes_made += 1;
-    let node = Node { name: format!("scratch-{}", source.nodes_made), file };
+    let node = Node { name: layers::node_name(source.nodes_made), file };
     let added = monitor.run("blockdev-add", layers::overlay(&node.name, &node.file, source.disk_is_kept), deadline());
     added.inspect_err(|_| drop(fs::remove_file(&node.file)))?;
     Ok(node)
@@ -192,147 +253,70 @@ fn add_layer(monitor: &mut Monitor, source: &mut Source) -> Result<Node, TakeErr
 /// What happens while the guest stands still. The disk comes last: it is what cannot be undone.
 fn freeze(
     monitor: &mut Monitor,
-    source: &Source,
-    ram: &Ram<'_>,
-    memory: &File,
+    source: &mut Source,
+    plan: Plan<'_>,
     work: &Path,
-    node: &Node,
-) -> Result<Copied, TakeError> {
+) -> Result<(Content, Node), TakeError> {
+    let (kept, node) = match plan {
+        Plan::Files { ram, memory, node } => (save_state(monitor, &ram, memory, work), node),
+        Plan::Nursery { births } => {
+            let content = open_nursery(monitor, source, births, work)?;
+            (Ok(content), add_layer(monitor, source)?)
+        }
+    };
+    let put_on_top = json!({ "node": source.top_node, "overlay": node.name });
+    let done = kept.and_then(|content| {
+        monitor.run("blockdev-snapshot", put_on_top, deadline())?;
+        Ok(content)
+    });
+    if done.is_err() {
+        let _ = monitor.run("blockdev-del", json!({ "node-name": node.name }), deadline());
+        let _ = fs::remove_file(&node.file);
+    }
+    done.map(|content| (content, node))
+}
+
+fn stand_still(monitor: &mut Monitor) -> Result<(), TakeError> {
     monitor.run("stop", Value::Null, deadline())?;
     // A write that found no space would be tried again by every child.
     if monitor.holds(|name, data| name == "BLOCK_IO_ERROR" && data["action"] == "stop") {
         return Err(TakeError::HostDiskFull);
     }
+    Ok(())
+}
+
+fn save_state(monitor: &mut Monitor, ram: &Ram<'_>, memory: File, work: &Path) -> Result<Content, TakeError> {
+    stand_still(monitor)?;
     // `live`: otherwise QEMU gives up its disks, as if the machine went elsewhere.
     let state = json!({ "filename": work.join("state"), "live": false });
     monitor.run("xen-save-devices-state", state, deadline())?;
-    let copied = ram.refresh(memory).map_err(TakeError::Memory)?;
-    monitor.run("blockdev-snapshot", json!({ "node": source.top_node, "overlay": node.name }), deadline())?;
-    Ok(copied)
+    let copied = ram.refresh(&memory).map_err(TakeError::Memory)?;
+    Ok(Content::Files { memory, copied })
+}
+
+fn open_nursery(monitor: &mut Monitor, source: &mut Source, births: u32, work: &Path) -> Result<Content, TakeError> {
+    stand_still(monitor)?;
+    let nursery = nursery::open(monitor, work, births, source.ends, source.memory.as_ref(), deadline());
+    let nursery = nursery.map_err(|error| match error {
+        QemuError::Refused { .. } | QemuError::File { .. } => TakeError::NoNursery(error),
+        error => error.into(),
+    })?;
+    let place = Birthplace {
+        ends: source.ends,
+        top_node: source.top_node.clone(),
+        nodes_made: source.nodes_made,
+        has_base: source.memory.is_some(),
+    };
+    Ok(Content::Nursery { place, nursery })
 }
 
 fn deadline() -> Instant {
     Instant::now() + STEP_LIMIT
 }
 
-/// A snapshot in the making; removed unless it was finished.
-struct Work {
-    path: PathBuf,
-    target: PathBuf,
-    finished: bool,
-    /// Tells others that somebody works here.
-    lock: Flock<File>,
-}
-
-impl Work {
-    fn begin(target: &Path) -> Result<Self, TakeError> {
-        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
-            return Err(TakeError::NoName { path: target.to_owned() });
-        };
-        if target.symlink_metadata().is_ok() {
-            return Err(TakeError::Exists { path: target.to_owned() });
-        }
-        let name = format!("{SNAPSHOT_WORK_PREFIX}{}-{}", std::process::id(), name.to_string_lossy());
-        let path = parent.join(name);
-        DirBuilder::new().mode(0o700).create(&path).map_err(at(&path))?;
-        let locked = File::open(&path)
-            .and_then(|folder| Flock::lock(folder, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error.into()));
-        match locked {
-            Ok(lock) => Ok(Self { path, target: target.to_owned(), finished: false, lock }),
-            Err(error) => {
-                let _ = fs::remove_dir(&path);
-                Err(at(path)(error).into())
-            }
-        }
-    }
-
-    /// Completes the folder and gives it its name; returns what the memory takes on the disk.
-    fn finish(
-        mut self,
-        source: &Source,
-        layers: &Layers,
-        memory: &File,
-        request: &SnapshotRequest,
-    ) -> Result<u64, TakeError> {
-        let failed = || at(&self.path);
-        let state_path = self.path.join("state");
-        let mut state = OpenOptions::new().read(true).append(true).open(&state_path).map_err(at(&state_path))?;
-        state.write_all(&NO_DESCRIPTION).map_err(failed())?;
-        let shape = &source.key.shape;
-        let out_of_range = |reason: String| failed()(io::Error::other(reason));
-        let info = SnapshotInfo {
-            format: SNAPSHOT_FORMAT,
-            driver: DRIVER.to_owned(),
-            accel: shape.accel.name().to_owned(),
-            memory: MemoryMib::new(shape.memory_mib).map_err(|error| out_of_range(error.to_string()))?,
-            vcpus: VcpuCount::new(shape.vcpus).map_err(|error| out_of_range(error.to_string()))?,
-            root_disk: source.root_disk.clone(),
-            taken_unix_ms: unix_ms(),
-            memory_file: saved_file(memory, request.durable).map_err(failed())?,
-            state_file: saved_file(&state, true).map_err(failed())?,
-            disks: layers.describe(&self.path).map_err(failed())?,
-            key: serde_json::to_value(&source.key).map_err(|error| failed()(error.into()))?,
-        };
-        let text = serde_json::to_vec_pretty(&info).map_err(|error| failed()(error.into()))?;
-        let mut about = private(&SnapshotInfo::file(&self.path))?;
-        about.write_all(&text).map_err(failed())?;
-        if request.durable {
-            let all = memory.sync_all().and_then(|()| state.sync_all()).and_then(|()| about.sync_all());
-            all.and_then(|()| layers::sync(&self.path, &info.disks)).map_err(failed())?;
-            self.lock.sync_all().map_err(failed())?;
-        }
-        match fs::rename(&self.path, &self.target) {
-            Ok(()) => self.finished = true,
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                return Err(TakeError::Exists { path: self.target.clone() });
-            }
-            Err(error) => return Err(failed()(error).into()),
-        }
-        if request.durable
-            && let Some(parent) = self.target.parent()
-        {
-            File::open(parent).and_then(|folder| folder.sync_all()).map_err(at(parent))?;
-        }
-        Ok(memory.metadata().map_err(at(&self.target))?.blocks() * 512)
-    }
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        if !self.finished {
-            let _ = fs::remove_dir_all(&self.path);
-        }
-    }
-}
-
-fn private(path: &Path) -> Result<File, QemuError> {
-    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).map_err(at(path))
-}
-
-fn saved_file(file: &File, with_checksum: bool) -> io::Result<SavedFile> {
-    let crc32 = with_checksum.then(|| sparse::checksum(file)).transpose()?;
-    Ok(SavedFile { bytes: file.metadata()?.len(), crc32 })
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_unfinished_snapshot_leaves_nothing_and_is_locked_while_it_is_made() {
-        let folder = tempfile::tempdir().unwrap();
-        let work = Work::begin(&folder.path().join("s")).unwrap();
-        vmm::sweep_unfinished_snapshots(folder.path()).unwrap();
-        assert!(work.path.is_dir());
-        drop(work);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-        assert!(matches!(Work::begin(folder.path()), Err(TakeError::Exists { .. })));
-    }
 
     #[test]
     fn a_full_disk_is_told_apart_from_other_failures() {

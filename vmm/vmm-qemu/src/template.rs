@@ -21,7 +21,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use vmm_host::{Kit, Process};
+use vmm_host::{Kit, Manner, Process};
 
 use crate::arguments::{HostEnds, Start, arguments};
 use crate::error::{QemuError, at};
@@ -228,7 +228,8 @@ fn build(work: &Path, key: &Key, program: &Path, kit: &Kit) -> Result<(), QemuEr
     };
     let list = arguments(&key.shape, &ends, &Start::BootIntoFile(kit, &memory));
     let inherited = vec![ends.guest_fd, ends.net_fd, ends.monitor_fd];
-    let mut process = Process::start(program, &list, inherited, work, "qemu", true)?;
+    let mut process =
+        Process::start(program, &list, inherited, work, "qemu", Manner { huge_pages: true, own_group: false })?;
     drop((guest_end, net_end, monitor_end));
     let saved = save(&mut process, &mut guest, monitor, work, key);
     drop(net);

@@ -30,9 +30,17 @@ pub struct SnapshotRequest {
     pub folder: PathBuf,
     /// The guest stays paused when the snapshot succeeded.
     pub leave_paused: bool,
-    /// It survives a crash of the host, and its memory has a checksum. Neither is needed for one that is restored at once and
-    /// thrown away.
-    pub durable: bool,
+    pub purpose: SnapshotPurpose,
+}
+
+/// What a snapshot is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotPurpose {
+    /// It survives a crash of the host, and its memory has a checksum.
+    Keeping,
+    /// At most so many machines start from it, at once and while the source runs; then it is thrown away.
+    Children(u32),
 }
 
 /// What a snapshot cost.
@@ -42,7 +50,7 @@ pub struct SnapshotTaken {
     pub paused_us: u64,
     /// From the command to the complete folder.
     pub took_ms: u64,
-    /// What the memory file takes on the disk.
+    /// What the memory file takes on the disk. 0 for children that are forked, as the next two: nothing is copied.
     pub memory_bytes: u64,
     /// What the guest has written since it was booted or restored.
     pub touched_bytes: u64,
@@ -173,9 +181,10 @@ mod tests {
 
     #[test]
     fn a_command_is_one_flat_object() {
-        let request = SnapshotRequest { folder: PathBuf::from("/s"), leave_paused: false, durable: true };
+        let request =
+            SnapshotRequest { folder: PathBuf::from("/s"), leave_paused: false, purpose: SnapshotPurpose::Keeping };
         let text = serde_json::to_string(&VmCommand::Snapshot(request)).unwrap();
-        assert_eq!(text, r#"{"command":"snapshot","folder":"/s","leave_paused":false,"durable":true}"#);
+        assert_eq!(text, r#"{"command":"snapshot","folder":"/s","leave_paused":false,"purpose":"keeping"}"#);
         assert_eq!(serde_json::from_str::<VmCommand>(r#"{"command":"pause"}"#).unwrap(), VmCommand::Pause);
         assert!(serde_json::from_str::<VmCommand>(r#"{"command":"explode"}"#).is_err());
     }

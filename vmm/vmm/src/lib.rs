@@ -22,9 +22,10 @@ mod wires;
 
 pub use choice::{AccelChoice, DriverChoice, UnknownChoice, settle_choices};
 pub use command::{
-    CommandError, CommandFailed, FailureKind, MAX_COMMAND_BYTES, SnapshotRequest, SnapshotTaken, VmCommand,
+    CommandError, CommandFailed, FailureKind, MAX_COMMAND_BYTES, SnapshotPurpose, SnapshotRequest, SnapshotTaken,
+    VmCommand,
 };
-pub use process::{SpawnError, Unrestorable, Vm, VmEvent, VmExit};
+pub use process::{SpawnError, Unrestorable, Vm, VmEvent, VmExit, VmStart};
 pub use snapshot::{
     NoSnapshot, SNAPSHOT_FORMAT, SNAPSHOT_WORK_PREFIX, SavedDisk, SavedFile, SnapshotInfo, sweep_unfinished_snapshots,
 };

@@ -35,12 +35,11 @@ const LINGER: Duration = Duration::from_secs(2);
 pub enum VmEvent {
     /// A template is being made for this shape; happens once per machine and takes seconds.
     BuildingTemplate,
-    /// The guest's processors run. `accel` is `kvm` or `tcg`; `restored` says clone or cold boot;
-    /// `driver_ms` is the time since `iii-vm` started.
+    /// The guest's processors run. `accel` is `kvm` or `tcg`; `driver_ms` is the time since `iii-vm` started.
     Running {
         driver: String,
         accel: String,
-        restored: bool,
+        start: VmStart,
         driver_ms: u64,
     },
     /// Something a person should know, such as a template that could not be restored.
@@ -54,6 +53,25 @@ pub enum VmEvent {
     CommandFailed(CommandFailed),
     /// Comes once, and last.
     Exited(VmExit),
+}
+
+/// How a machine came to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmStart {
+    Booted,
+    /// From the files of a template or a snapshot.
+    Restored,
+    /// From its source's process.
+    Forked,
+}
+
+impl VmStart {
+    /// Its guest says hello; others were up before.
+    #[must_use]
+    pub fn is_boot(self) -> bool {
+        self == Self::Booted
+    }
 }
 
 impl VmEvent {
@@ -261,7 +279,8 @@ impl Vm {
     pub fn kill(&mut self) {
         self.killed = true;
         self.lifeline = None;
-        // `id` is None once the process was reaped, so the group cannot be someone else's. QEMU is in it too.
+        // `id` is None once the process was reaped, so the group cannot be someone else's. libkrun's process is in it; QEMU
+        // has a group of its own, and ends by its parent-death signal, or by its leash.
         if let Some(group) = self.child.id().and_then(|id| i32::try_from(id).ok()) {
             let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
         }

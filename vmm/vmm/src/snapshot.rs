@@ -4,6 +4,8 @@
 //! <folder>/snapshot.json   written last: a folder that has one is complete
 //!          memory          guest memory, sparse; mapped privately by every child
 //!          state           devices and processors
+//!          nursery, base   instead of these two: a socket of a process that children are forked from, and what its memory
+//!                          is a mapping of
 //!          disk-0          layers of the writable disk, oldest first: hard links, each written by nobody any more
 //!          disk-1.qcow2
 //! .snapshot-…              incomplete; locked by whoever works on it
@@ -40,12 +42,16 @@ pub struct SnapshotInfo {
     /// What the guest saw as its read-only disk, by path.
     pub root_disk: PathBuf,
     pub taken_unix_ms: u64,
-    pub memory_file: SavedFile,
-    pub state_file: SavedFile,
+    /// Neither, when children are forked from their source's process.
+    pub memory_file: Option<SavedFile>,
+    pub state_file: Option<SavedFile>,
     /// Oldest first.
     pub disks: Vec<SavedDisk>,
     /// What must be as it was for the machine to run again; the driver's own.
     pub key: Value,
+    /// How children are forked, if they are; the driver's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nursery: Option<Value>,
 }
 
 /// Length and checksum of a file.

@@ -55,7 +55,7 @@ pub enum TemplateUse {
     Discard,
     /// Restored from the snapshot in `folder`, or not at all. Memory, processors, acceleration and writable disk are
     /// the snapshot's: what the description says of them is not looked at. `verify` reads the memory to its end first,
-    /// which one child of many needs to do.
+    /// which one child of many needs to do; where children are forked there is nothing to verify.
     Snapshot { folder: PathBuf, verify: bool },
 }
 

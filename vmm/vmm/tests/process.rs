@@ -151,11 +151,15 @@ async fn commands_are_lines_and_what_is_said_before_the_answer_is_not_lost() {
         echo '{SNAPSHOT}'; read -r line; echo '{{"event":"paused"}}'; read -r gone"#
     ));
     let (mut vm, _guest) = pretend.start().await;
-    let request = vmm::SnapshotRequest { folder: PathBuf::from("/s"), leave_paused: true, durable: false };
+    let request = vmm::SnapshotRequest {
+        folder: PathBuf::from("/s"),
+        leave_paused: true,
+        purpose: vmm::SnapshotPurpose::Children(2),
+    };
     let taken = vm.snapshot(request).await.unwrap();
     assert_eq!((taken.paused_us, taken.disk_layers), (1, 1));
     let heard = fs::read_to_string(pretend.spec().run_dir.join("heard")).unwrap();
-    assert_eq!(heard, r#"{"command":"snapshot","folder":"/s","leave_paused":true,"durable":false}"#);
+    assert_eq!(heard, r#"{"command":"snapshot","folder":"/s","leave_paused":true,"purpose":{"children":2}}"#);
     vm.pause().await.unwrap();
     assert_eq!(vm.next_event().await, VmEvent::Warning { message: "m".to_owned() });
 }

@@ -8,7 +8,7 @@ use guest_client::{Adopted, Guest, GuestError};
 use nix::fcntl::{Flock, FlockArg};
 use oci::Rootfs;
 use uuid::Uuid;
-use vmm::{GatewayPort, HostTarget, MemoryMib, TemplateUse, VcpuCount, Vm, VmEvent, VmSpec};
+use vmm::{GatewayPort, HostTarget, MemoryMib, TemplateUse, VcpuCount, Vm, VmEvent, VmSpec, VmStart};
 
 use super::{BootError, BootProgress, Failed, Machines, Network, Scratch, Slot, Watch, scratch};
 use crate::home::RunDir;
@@ -56,7 +56,7 @@ pub(super) struct Booted {
     /// Such as `qemu on tcg`.
     pub(super) driver: String,
     pub(super) emulated: bool,
-    pub(super) restored: bool,
+    pub(super) start: VmStart,
     pub(super) slot: Slot,
     pub(super) prepared: Instant,
     pub(super) running: Instant,
@@ -97,17 +97,22 @@ impl Booted {
         let prepared = Instant::now();
         let (mut vm, channel) =
             Vm::spawn(&spec, &machines.iii_vm).await.map_err(|source| BootError::Spawn { source: Box::new(source) })?;
-        let (driver, accel, restored) = running(&mut vm, progress).await?;
+        let (driver, accel, start) = running(&mut vm, progress).await?;
         let running = Instant::now();
         let guest = Guest::connect(channel)
             .map_err(|source| BootError::Io { what: "the guest's channel".into(), source })
-            .map_err(|error| Failed { error, restored, warm: false })?;
+            .map_err(|error| Failed { error, restored: !start.is_boot(), warm: false })?;
         let (emulated, driver) = (accel == EMULATED, format!("{driver} on {accel}"));
-        Ok(Self { guest, vm, driver, emulated, restored, slot, prepared, running, scratch_lock, run })
+        Ok(Self { guest, vm, driver, emulated, start, slot, prepared, running, scratch_lock, run })
     }
 }
 
 impl Booted {
+    /// Its guest was up before it was started: no hello comes.
+    pub(super) fn is_restored(&self) -> bool {
+        !self.start.is_boot()
+    }
+
     /// What the guest answers; or why it does not, in the words of whoever knows best.
     pub(super) async fn until_ready(
         &mut self,
@@ -131,12 +136,12 @@ impl Booted {
 }
 
 /// Waits until the guest's processors run.
-async fn running(vm: &mut Vm, progress: Watch<'_>) -> Result<(String, String, bool), BootError> {
+async fn running(vm: &mut Vm, progress: Watch<'_>) -> Result<(String, String, VmStart), BootError> {
     loop {
         match vm.next_event().await {
             VmEvent::BuildingTemplate => progress(BootProgress::BuildingTemplate),
             VmEvent::Warning { message } => progress(BootProgress::Warning(message)),
-            VmEvent::Running { driver, accel, restored, .. } => return Ok((driver, accel, restored)),
+            VmEvent::Running { driver, accel, start, .. } => return Ok((driver, accel, start)),
             // Answers to commands; none was given yet.
             VmEvent::Paused | VmEvent::Resumed | VmEvent::Snapshotted(_) | VmEvent::CommandFailed(_) => {}
             VmEvent::Exited(exit) => return Err(BootError::ended(exit)),

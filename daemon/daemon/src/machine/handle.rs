@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use guest_client::{Adopted, Guest};
 use nix::fcntl::Flock;
-use vmm::{Vm, VmExit};
+use vmm::{Vm, VmExit, VmStart};
 
 use super::booted::Booted;
 use crate::home::RunDir;
@@ -16,6 +16,8 @@ pub(crate) enum StartKind {
     Booted,
     /// From a template or a snapshot.
     Restored,
+    /// From its source's process.
+    Forked,
     /// It had been booted before anybody asked.
     Waited,
 }
@@ -25,6 +27,7 @@ impl StartKind {
         match self {
             Self::Booted => "booted",
             Self::Restored => "restored",
+            Self::Forked => "forked",
             Self::Waited => "waited",
         }
     }
@@ -48,10 +51,11 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(super) fn new(booted: Booted, adopted: Adopted, waited: bool) -> Self {
-        let start = match (waited, booted.restored) {
+        let start = match (waited, booted.start) {
             (true, _) => StartKind::Waited,
-            (false, true) => StartKind::Restored,
-            (false, false) => StartKind::Booted,
+            (false, VmStart::Forked) => StartKind::Forked,
+            (false, VmStart::Restored) => StartKind::Restored,
+            (false, VmStart::Booted) => StartKind::Booted,
         };
         Self {
             guest: booted.guest,

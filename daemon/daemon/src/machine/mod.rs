@@ -230,7 +230,7 @@ impl Machines {
                 Err(_) => return Err(BootError::silent(BOOT_PATIENCE, Path::new("")).into()),
             },
         };
-        let restored = booted.restored;
+        let restored = booted.is_restored();
         let identity = identity::identity(request, &rootfs.config, booted.slot, self.ca_bundle.as_deref())?;
         match adopt(&mut booted, identity, warm).await {
             Ok(adopted) => {
@@ -268,7 +268,7 @@ impl Machines {
 
 /// Gives the guest its identity.
 async fn adopt(booted: &mut Booted, mut identity: Identity, warm: bool) -> Result<Adopted, BootError> {
-    let (guest, restored) = (booted.guest.clone(), booted.restored);
+    let (guest, restored) = (booted.guest.clone(), booted.is_restored());
     let work = async {
         if !restored && !warm {
             // A clone's hello was heard by its template.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use guest_client::GuestError;
 use guest_protocol::{Origin, Renewal};
 use tracing::debug;
-use vmm::{CommandError, NoSnapshot, SnapshotInfo, SnapshotRequest, SnapshotTaken, TemplateUse};
+use vmm::{CommandError, NoSnapshot, SnapshotInfo, SnapshotPurpose, SnapshotRequest, SnapshotTaken, TemplateUse};
 
 use super::booted::{Booted, Plan};
 use super::{BootError, BootProgress, Machine, Machines, Network, Scratch, identity, micros};
@@ -51,9 +51,9 @@ impl Machine {
     /// moment, and hear nothing of the host for a little longer.
     ///
     /// Whoever cancels this ends the machine next: its guest says nothing any more.
-    pub(crate) async fn save(&mut self, folder: &Path, durable: bool) -> Result<SnapshotTaken, SaveError> {
+    pub(crate) async fn save(&mut self, folder: &Path, purpose: SnapshotPurpose) -> Result<SnapshotTaken, SaveError> {
         let frozen = self.guest.freeze(SILENCE).await.map_err(|source| SaveError::Guest { source })?;
-        let request = SnapshotRequest { folder: folder.to_owned(), leave_paused: false, durable };
+        let request = SnapshotRequest { folder: folder.to_owned(), leave_paused: false, purpose };
         let taken = tokio::time::timeout(ANSWER, self.vm.snapshot(request)).await;
         frozen.thaw();
         let Ok(taken) = taken else { return Err(self.unknown_state().await) };

@@ -135,7 +135,7 @@ impl Warm {
                 }
                 let booted = Booted::start(&machines, &plan, &quiet).await.ok()?;
                 // What is restored needs no one like it to wait.
-                if booted.restored {
+                if booted.is_restored() {
                     return None;
                 }
                 booted.guest.ready().await.ok()?;

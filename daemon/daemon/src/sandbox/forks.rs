@@ -12,7 +12,7 @@ use futures_util::StreamExt as _;
 use guest_protocol::Origin;
 use tracing::info;
 use uuid::Uuid;
-use vmm::{CommandError, FailureKind, SnapshotTaken};
+use vmm::{CommandError, FailureKind, SnapshotPurpose, SnapshotTaken};
 
 use super::registry::{Place, Sandbox, boot_error};
 use super::snapshots::{About, Stored, unix_seconds};
@@ -43,7 +43,7 @@ impl Sandboxes {
         }
         let (id, folder, _making) = self.snapshots.begin()?;
         let made = async {
-            let taken = self.save(&sandbox, folder.join("vm"), true).await?;
+            let taken = self.save(&sandbox, folder.join("vm"), SnapshotPurpose::Keeping).await?;
             let about = About {
                 id,
                 name: request.name,
@@ -96,7 +96,7 @@ impl Sandboxes {
             // What the source's commands are given, and then its own.
             env: sandbox.env.clone().into_iter().chain(env).collect(),
         };
-        let taken = self.save(&sandbox, common.folder.clone(), false).await?;
+        let taken = self.save(&sandbox, common.folder.clone(), SnapshotPurpose::Children(count)).await?;
         let sandbox_ids = self.restore_all(Arc::new(common), places, false).await?;
         info!(source = %sandbox.id, count, paused_us = taken.paused_us, took_ms = taken.took_ms, "sandbox forked");
         // Running machines keep their files open.
@@ -225,7 +225,7 @@ impl Sandboxes {
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
         folder: PathBuf,
-        durable: bool,
+        purpose: SnapshotPurpose,
     ) -> Result<SnapshotTaken, SandboxError> {
         let sandbox = Arc::clone(sandbox);
         let saving = tokio::spawn(async move {
@@ -235,7 +235,7 @@ impl Sandboxes {
             let mut machine = sandbox.machine.lock().await;
             let Some(machine) = machine.as_mut() else { return Err(sandbox.gone()) };
             let saved = tokio::select! {
-                saved = machine.save(&folder, durable) => saved.map_err(save_error),
+                saved = machine.save(&folder, purpose) => saved.map_err(save_error),
                 // Whoever stops it need not wait: what is half saved ends with the VM.
                 () = sandbox.stopped.cancelled() => Err(sandbox.gone()),
             };

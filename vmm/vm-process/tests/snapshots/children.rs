@@ -1,17 +1,12 @@
 //! What runs on, and what runs again.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use guest_client::{Guest, Output};
-use guest_protocol::{Disk, ExecFile, ExecRequest, Identity};
-use oci::{ImageRef, Refresh, RegistryOptions, Store, StoreOptions};
-use vmm::{MemoryMib, SnapshotInfo, SnapshotRequest, TemplateUse, VmSpec};
+use vmm::{MemoryMib, SnapshotInfo, SnapshotPurpose, SnapshotRequest, TemplateUse, VmSpec};
 
-use crate::place::{Place, home, kit, ping, running};
+use crate::guests::{identity, python, shell};
+use crate::place::{Place, ping, running};
 
 #[tokio::test]
 async fn a_paused_guest_says_nothing_until_it_is_resumed() {
@@ -81,7 +76,8 @@ async fn many_children_are_restored_at_once() {
 async fn a_guest_that_was_booted_can_be_saved_and_one_that_was_left_paused_saves_again() {
     let place = Place::new();
     let (mut source, guest) = running(&place.spec("source", TemplateUse::Never)).await;
-    let request = SnapshotRequest { folder: place.snapshot("s"), leave_paused: true, durable: false };
+    let request =
+        SnapshotRequest { folder: place.snapshot("s"), leave_paused: true, purpose: SnapshotPurpose::Children(1) };
     source.snapshot(request).await.unwrap();
     assert!(tokio::time::timeout(Duration::from_millis(300), guest.ping()).await.is_err());
     place.take(&mut source, "paused").await.unwrap();
@@ -96,54 +92,6 @@ async fn a_guest_that_was_booted_can_be_saved_and_one_that_was_left_paused_saves
     }
 }
 
-/// The image that sandboxes call `python`, made ready as theirs is.
-async fn python() -> PathBuf {
-    let layout = home().join("lib/images/python");
-    assert!(layout.exists(), "this test needs an image: run `make images` first ({})", layout.display());
-    let image = ImageRef::parse(&format!("oci:{}", layout.display())).unwrap();
-    let options = StoreOptions { image_bytes: vmm::ROOT_DISK_BYTES, registry: RegistryOptions::from_env() };
-    let store = Store::open(&home().join("images"), options).unwrap();
-    store.ensure(&image, Refresh::IfMissing, &|_| {}).await.unwrap().path
-}
-
-fn identity() -> Identity {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let disk = |device: &str, filesystem: &str| Disk { device: device.into(), filesystem: filesystem.into() };
-    Identity {
-        entropy: vec![7; 64],
-        unix_time_ns: u64::try_from(now.as_nanos()).unwrap(),
-        hostname: "saved".into(),
-        machine_id: "0".repeat(32),
-        network: None,
-        root: disk("/dev/vda", "erofs"),
-        scratch: Some(disk("/dev/vdb", "ext4")),
-        scratch_is_kept: false,
-        ca_bundle_pem: None,
-        env: BTreeMap::from([("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())]),
-        workdir: "/".into(),
-        user: String::new(),
-        memory_limit_bytes: None,
-        open_files: 1024,
-    }
-}
-
-async fn shell(guest: &Guest, script: &str) -> String {
-    let file = ExecFile { path: "/run/script".into(), mode: 0o644, content: script.to_owned() };
-    let argv = vec!["sh".to_owned(), file.path.clone()];
-    let mut run = guest.exec(ExecRequest { argv, files: vec![file], ..ExecRequest::default() }).await.unwrap();
-    let mut said = Vec::new();
-    loop {
-        match run.next().await.unwrap() {
-            Output::Stdout(bytes) | Output::Stderr(bytes) => said.extend_from_slice(&bytes),
-            Output::Exited { code, .. } => {
-                let said = String::from_utf8(said).unwrap();
-                assert_eq!(code, 0, "{said}");
-                return said.trim().to_owned();
-            }
-        }
-    }
-}
-
 #[tokio::test]
 async fn disk_and_memory_of_each_child_are_the_sources_at_that_moment_and_then_its_own() {
     let image = python().await;
@@ -153,11 +101,7 @@ async fn disk_and_memory_of_each_child_are_the_sources_at_that_moment_and_then_i
         root_disk: image.clone(),
         ..place.spec(name, template)
     };
-    let source_spec = spec("source", TemplateUse::Clone);
-    let blank = kit().join("scratch-throwaway.ext4");
-    let copied = Command::new("cp").arg("--sparse=always").args([&blank, &source_spec.scratch_disk]).status();
-    assert!(copied.unwrap().success());
-    let (mut source, guest) = running(&source_spec).await;
+    let (mut source, guest) = running(&place.on_throwaway_disk(spec("source", TemplateUse::Clone))).await;
     guest.adopt(identity()).await.unwrap();
     // 200 MiB in memory, and something on the disk.
     shell(&guest, "dd if=/dev/urandom of=/dev/shm/many bs=1M count=200 2>/dev/null").await;
@@ -166,7 +110,8 @@ async fn disk_and_memory_of_each_child_are_the_sources_at_that_moment_and_then_i
     let taken = place.take(&mut source, "s").await.unwrap();
     println!("200 MiB touched: {taken:?}");
     assert!(taken.touched_bytes > 200 << 20, "{taken:?}");
-    let quick = SnapshotRequest { folder: place.snapshot("quick"), leave_paused: false, durable: false };
+    let quick =
+        SnapshotRequest { folder: place.snapshot("quick"), leave_paused: false, purpose: SnapshotPurpose::Children(1) };
     println!("200 MiB touched, for a fork: {:?}", source.snapshot(quick).await.unwrap());
     assert!(taken.paused_us < 2_000_000, "{taken:?}");
 

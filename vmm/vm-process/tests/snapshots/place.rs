@@ -2,12 +2,13 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use guest_client::Guest;
 use vmm::{
-    AccelChoice, CommandError, DriverChoice, MemoryMib, SnapshotRequest, SnapshotTaken, TemplateUse, VcpuCount, Vm,
-    VmEvent, VmSpec,
+    AccelChoice, CommandError, DriverChoice, MemoryMib, SnapshotPurpose, SnapshotRequest, SnapshotTaken, TemplateUse,
+    VcpuCount, Vm, VmEvent, VmSpec, VmStart,
 };
 
 pub(crate) const III_VM: &str = env!("CARGO_BIN_EXE_iii-vm");
@@ -22,6 +23,17 @@ pub(crate) fn kit() -> PathBuf {
     let kit = home().join("lib/kit");
     assert!(kit.join("kit.json").is_file(), "these tests boot guests: run `make kit` first ({})", kit.display());
     kit
+}
+
+/// Whether the QEMU of these tests can fork a machine: it knows the word.
+pub(crate) fn qemu_forks() -> bool {
+    let kits = kit().join("qemu-system-x86_64");
+    let Some(program) = std::env::var_os("III_QEMU").map(PathBuf::from).or_else(|| kits.exists().then_some(kits))
+    else {
+        return false;
+    };
+    let word = b"x-nursery";
+    fs::read(&program).unwrap().windows(word.len()).any(|bytes| bytes == word)
 }
 
 /// A folder in which VMs, snapshots and the image they share lie.
@@ -63,12 +75,25 @@ impl Place {
         }
     }
 
+    /// With a disk that has the file system of those that are thrown away.
+    pub(crate) fn on_throwaway_disk(&self, spec: VmSpec) -> VmSpec {
+        let blank = kit().join("scratch-throwaway.ext4");
+        let copied = Command::new("cp").arg("--sparse=always").args([&blank, &spec.scratch_disk]).status();
+        assert!(copied.unwrap().success());
+        spec
+    }
+
     pub(crate) fn child(&self, name: &str, of: &str) -> VmSpec {
         self.spec(name, TemplateUse::Snapshot { folder: self.snapshot(of), verify: true })
     }
 
     pub(crate) async fn take(&self, vm: &mut Vm, name: &str) -> Result<SnapshotTaken, CommandError> {
-        vm.snapshot(SnapshotRequest { folder: self.snapshot(name), leave_paused: false, durable: true }).await
+        vm.snapshot(SnapshotRequest {
+            folder: self.snapshot(name),
+            leave_paused: false,
+            purpose: SnapshotPurpose::Keeping,
+        })
+        .await
     }
 
     /// Names of what lies among the snapshots.
@@ -87,9 +112,9 @@ pub(crate) async fn running_as(spec: &VmSpec, program: &Path) -> (Vm, Guest) {
     let guest = Guest::connect(channel).unwrap();
     loop {
         match tokio::time::timeout(PATIENCE, vm.next_event()).await.expect("the VM says something") {
-            VmEvent::Running { restored, .. } => {
-                assert_eq!(restored, spec.template != TemplateUse::Never);
-                if !restored {
+            VmEvent::Running { start, .. } => {
+                assert_eq!(start == VmStart::Booted, spec.template == TemplateUse::Never);
+                if start == VmStart::Booted {
                     guest.ready().await.unwrap();
                 }
                 return (vm, guest);

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use vmm::{CommandError, FailureKind, SnapshotInfo, SnapshotRequest, SnapshotTaken, TemplateUse, Vm, VmExit, VmSpec};
+use vmm::{
+    CommandError, FailureKind, SnapshotInfo, SnapshotPurpose, SnapshotRequest, SnapshotTaken, TemplateUse, Vm, VmExit,
+    VmSpec,
+};
 
 use crate::place::{III_VM, PATIENCE, Place, ping, running, running_as};
 
@@ -56,7 +59,8 @@ async fn a_snapshot_that_finds_no_space_is_refused_and_the_source_runs() {
     };
     let (mut vm, guest) = running_as(&spec, &program).await;
     for _ in 0..2 {
-        let request = SnapshotRequest { folder: folder.join("s"), leave_paused: true, durable: true };
+        let request =
+            SnapshotRequest { folder: folder.join("s"), leave_paused: true, purpose: SnapshotPurpose::Keeping };
         let failed = refused(vm.snapshot(request)).await;
         assert_eq!(failed.kind, FailureKind::NoSpace, "{failed}");
         ping(&guest).await;
@@ -79,7 +83,11 @@ async fn wherever_the_space_runs_out_the_source_goes_on() {
         };
         let (mut vm, guest) = running_as(&spec, &program).await;
         for attempt in ["s", "t"] {
-            let request = SnapshotRequest { folder: folder.join(attempt), leave_paused: false, durable: true };
+            let request = SnapshotRequest {
+                folder: folder.join(attempt),
+                leave_paused: false,
+                purpose: SnapshotPurpose::Keeping,
+            };
             match vm.snapshot(request).await {
                 Ok(taken) => assert!(more > 0, "{taken:?}"),
                 Err(CommandError::Failed(failed)) => println!("with {size}: {:?}, {failed}", failed.kind),
@@ -125,13 +133,16 @@ async fn what_is_damaged_or_does_not_fit_is_refused_with_the_reason() {
     assert!(failure(&place.child("state", "s")).await.ends_with("state is not what was saved"));
     fs::write(path("state"), &state).unwrap();
 
-    let quick = SnapshotRequest { folder: place.snapshot("quick"), leave_paused: false, durable: false };
-    source.snapshot(quick).await.unwrap();
-    assert!(
-        failure(&place.child("unsummed", "quick"))
-            .await
-            .ends_with("memory cannot be verified: it was saved without a checksum")
-    );
+    let mut unsummed: serde_json::Value = serde_json::from_str(&about).unwrap();
+    unsummed["memory_file"]["crc32"] = serde_json::Value::Null;
+    fs::write(path("snapshot.json"), unsummed.to_string()).unwrap();
+    let reason = failure(&place.child("unsummed", "s")).await;
+    assert!(reason.ends_with("memory cannot be verified: it was saved without a checksum"), "{reason}");
+    unsummed["nursery"] = 7.into();
+    fs::write(path("snapshot.json"), unsummed.to_string()).unwrap();
+    let reason = failure(&place.child("nursery", "s")).await;
+    assert!(reason.contains("damaged: its nursery is not described"), "{reason}");
+    fs::write(path("snapshot.json"), &about).unwrap();
 
     fs::rename(path("disk-0"), path("disk")).unwrap();
     assert!(failure(&place.child("disk", "s")).await.contains("disk-0"));
@@ -154,7 +165,11 @@ async fn a_snapshot_that_is_refused_or_fails_leaves_nothing_and_the_source_runs(
     fs::create_dir(place.snapshot("taken")).unwrap();
     assert_eq!(refused(place.take(&mut vm, "taken")).await.kind, FailureKind::Exists);
     assert_eq!(refused(place.take(&mut vm, "no/such/folder")).await.kind, FailureKind::Failed);
-    let elsewhere = SnapshotRequest { folder: "/dev/shm/iii-test-snapshot".into(), leave_paused: true, durable: false };
+    let elsewhere = SnapshotRequest {
+        folder: "/dev/shm/iii-test-snapshot".into(),
+        leave_paused: true,
+        purpose: SnapshotPurpose::Children(1),
+    };
     assert_eq!(refused(vm.snapshot(elsewhere)).await.kind, FailureKind::OtherFileSystem);
     assert!(
         fs::read_dir("/dev/shm")

@@ -1,0 +1,89 @@
+//! Takes over processes of VMs whose parent has ended, and waits for their end.
+//!
+//! QEMU that was forked for children outlives the VM it was forked from; the process of a guest outlives an `iii-vm` that was
+//! killed, for a moment. All of them stay below this process, and where `iii` is the first process of a container, nobody else
+//! would wait for them.
+
+use std::fs;
+
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::warn;
+
+/// The name of a QEMU that is there for others to be forked from (`images/qemu/nursery.c`).
+const NURSERY: &str = "iii-nursery";
+
+/// Takes them from now on, for as long as the runtime lives.
+pub(crate) fn take() {
+    // Without somebody to wait for them they had better go elsewhere.
+    let watched = signal(SignalKind::child()).and_then(|ended| Ok(set_child_subreaper(true).map(|()| ended)?));
+    let mut ended = match watched {
+        Ok(ended) => ended,
+        Err(error) => {
+            warn!(%error, "VMs that were forked may leave processes behind");
+            return;
+        }
+    };
+    tokio::spawn(async move {
+        while ended.recv().await.is_some() {
+            for pid in children().into_iter().filter(|pid| is_over(*pid, &stat_of(*pid))) {
+                let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+            }
+        }
+    });
+}
+
+fn stat_of(pid: Pid) -> String {
+    fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default()
+}
+
+/// Whether a line of `/proc/<pid>/stat` is of an orphan that has ended. For an `iii-vm` of ours, which leads a group of
+/// processes, somebody waits already.
+fn is_over(pid: Pid, stat: &str) -> bool {
+    let Some((name, rest)) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')) else { return false };
+    let mut fields = rest.split_whitespace();
+    let (state, _parent, group) = (fields.next(), fields.next(), fields.next());
+    let leads = group.and_then(|group| group.parse().ok()) == Some(pid.as_raw());
+    state == Some("Z") && (name == NURSERY || name.starts_with("qemu-system") || (name == "iii-vm" && !leads))
+}
+
+/// Each is listed by one thread of ours.
+fn children() -> Vec<Pid> {
+    let Ok(threads) = fs::read_dir("/proc/self/task") else { return Vec::new() };
+    let lists = threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>())
+        .map(Pid::from_raw)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_orphan_that_has_ended_is_over() {
+        let is_over = |stat: &str| super::is_over(Pid::from_raw(12), stat);
+        assert!(is_over("12 (iii-nursery) Z 1 12 12 0"));
+        assert!(is_over("12 (qemu-system-x86) Z 1 9 12 0"));
+        assert!(!is_over("12 (iii-nursery) S 1 12 12 0"));
+        // Of libkrun, and of ours.
+        assert!(is_over("12 (iii-vm) Z 1 9 12 0"));
+        assert!(!is_over("12 (iii-vm) Z 1 12 12 0"));
+        assert!(!is_over("12 (sh) Z 1 9 12 0"));
+        assert!(!is_over("12 (iii-nursery) Z) S 1 9"));
+        assert!(!is_over(""));
+    }
+
+    #[test]
+    fn own_children_are_listed() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed());
+        assert!(children().contains(&pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!children().contains(&pid));
+    }
+}
