@@ -171,7 +171,11 @@ fn main() -> ExitCode {
         });
         info!(engine = common.engine, "started");
         match (&arguments.daemon, sandbox_config) {
-            (Daemon::Sandboxes { .. }, Some(config)) => serve::sandboxes(config, machines, client, stop).await,
+            (Daemon::Sandboxes { .. }, Some(config)) => {
+                serve::sandboxes(config, machines, client, stop).await;
+                #[cfg(target_os = "linux")]
+                orphans::settle().await;
+            }
             (Daemon::Workers { project_root, config_file, .. }, _) => {
                 let root = std::path::absolute(project_root).unwrap_or_else(|_| project_root.clone());
                 let config_file = root.join(config_file);

@@ -5,6 +5,7 @@
 //! would wait for them.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -14,6 +15,9 @@ use tracing::warn;
 
 /// The name of a QEMU that is there for others to be forked from (`images/qemu/nursery.c`).
 const NURSERY: &str = "iii-nursery";
+
+/// Ending takes them milliseconds.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// Takes them from now on, for as long as the runtime lives.
 pub(crate) fn take() {
@@ -28,25 +32,41 @@ pub(crate) fn take() {
     };
     tokio::spawn(async move {
         while ended.recv().await.is_some() {
-            for pid in children().into_iter().filter(|pid| is_over(*pid, &stat_of(*pid))) {
-                let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
-            }
+            reap();
         }
     });
+}
+
+/// Waits for those that end now that all VMs have: whoever comes after this process need not.
+pub(crate) async fn settle() {
+    let deadline = Instant::now() + LAST_MOMENT;
+    while children().into_iter().any(|pid| is_orphan(pid, &stat_of(pid))) && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        reap();
+    }
+}
+
+fn reap() {
+    for pid in children().into_iter().filter(|pid| is_over(*pid, &stat_of(*pid))) {
+        let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+    }
 }
 
 fn stat_of(pid: Pid) -> String {
     fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default()
 }
 
-/// Whether a line of `/proc/<pid>/stat` is of an orphan that has ended. For an `iii-vm` of ours, which leads a group of
-/// processes, somebody waits already.
-fn is_over(pid: Pid, stat: &str) -> bool {
+/// Whether a line of `/proc/<pid>/stat` is of an orphan. For an `iii-vm` of ours, which leads a group of processes, somebody
+/// waits already.
+fn is_orphan(pid: Pid, stat: &str) -> bool {
     let Some((name, rest)) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')) else { return false };
-    let mut fields = rest.split_whitespace();
-    let (state, _parent, group) = (fields.next(), fields.next(), fields.next());
-    let leads = group.and_then(|group| group.parse().ok()) == Some(pid.as_raw());
-    state == Some("Z") && (name == NURSERY || name.starts_with("qemu-system") || (name == "iii-vm" && !leads))
+    let leads = rest.split_whitespace().nth(2).and_then(|group| group.parse().ok()) == Some(pid.as_raw());
+    name == NURSERY || name.starts_with("qemu-system") || (name == "iii-vm" && !leads)
+}
+
+/// Whether it is of an orphan that has ended.
+fn is_over(pid: Pid, stat: &str) -> bool {
+    is_orphan(pid, stat) && stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
 /// Each is listed by one thread of ours.

@@ -108,6 +108,15 @@ fn a_hundred_children_are_a_hundred_machines_and_go_on_counting() {
         assert_eq!((&event["id"], &event["parent"]), (&json!(id), &json!(source)), "{event}");
     }
     assert!(count(&rig, &source) > before, "the source stands still");
+    // Each has a link of its own: its gateway tells it where it is.
+    let resolved = "python3 -c 'import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b\"x\", \
+        (open(\"/etc/resolv.conf\").read().split()[1], 9))'; \
+        i=0; until grep -q ' 0x2 ' /proc/net/arp; do i=$((i+1)); [ $i -lt 100 ] || exit 1; sleep 0.1; done";
+    for id in [&source, &children[0], &children[99]] {
+        assert_eq!(sh(&rig, id, resolved), "");
+    }
+    let forked = rig.log().matches("start=\"forked\"").count();
+    assert!(forked == 100 || std::env::var_os("III_TEST_FORKS").is_none(), "{forked} of 100 are forks of the process");
 }
 
 #[test]

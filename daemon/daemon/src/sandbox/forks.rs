@@ -211,6 +211,7 @@ impl Sandboxes {
             },
         };
         let machine = self.machines.restore(request).await.map_err(boot_error)?;
+        info!(sandbox = %id, driver = machine.driver, start = machine.start.name(), "sandbox created");
         let idle = common.idle_timeout_secs;
         let mut sandbox = Sandbox::new(id, &common.image, machine, self.idle_timeout(idle), place);
         sandbox.name = common.name.clone();
