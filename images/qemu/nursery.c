@@ -146,7 +146,9 @@ static int receive(int connection, int *fds, size_t count, pid_t *supervisor)
     struct iovec iov = { .iov_base = &pid, .iov_len = sizeof(pid) };
     struct msghdr message = {
         .msg_iov = &iov, .msg_iovlen = 1,
-        .msg_control = room, .msg_controllen = sizeof(room),
+        /* Not all of the room, which has a place more than `fds`. */
+        .msg_control = room,
+        .msg_controllen = CMSG_LEN(sizeof(int) * (MAX_WIRES + 1)),
     };
     struct timeval limit = { .tv_sec = REQUEST_LIMIT_S };
     struct cmsghdr *part;

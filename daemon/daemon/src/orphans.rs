@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgrp};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 
@@ -40,14 +40,14 @@ pub(crate) fn take() {
 /// Waits for those that end now that all VMs have: whoever comes after this process need not.
 pub(crate) async fn settle() {
     let deadline = Instant::now() + LAST_MOMENT;
-    while children().into_iter().any(|pid| is_orphan(pid, &stat_of(pid))) && Instant::now() < deadline {
+    while children().into_iter().any(|pid| is_nursery(&stat_of(pid))) && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(5)).await;
         reap();
     }
 }
 
 fn reap() {
-    for pid in children().into_iter().filter(|pid| is_over(*pid, &stat_of(*pid))) {
+    for pid in children().into_iter().filter(|pid| is_over(*pid, &stat_of(*pid), getpgrp())) {
         let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
     }
 }
@@ -56,17 +56,24 @@ fn stat_of(pid: Pid) -> String {
     fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default()
 }
 
-/// Whether a line of `/proc/<pid>/stat` is of an orphan. For an `iii-vm` of ours, which leads a group of processes, somebody
-/// waits already.
-fn is_orphan(pid: Pid, stat: &str) -> bool {
-    let Some((name, rest)) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')) else { return false };
-    let leads = rest.split_whitespace().nth(2).and_then(|group| group.parse().ok()) == Some(pid.as_raw());
-    name == NURSERY || name.starts_with("qemu-system") || (name == "iii-vm" && !leads)
+/// A line of `/proc/<pid>/stat`: name, state and group.
+fn parts(stat: &str) -> Option<(&str, &str, i32)> {
+    let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace();
+    Some((name, fields.next()?, fields.nth(1)?.parse().ok()?))
 }
 
-/// Whether it is of an orphan that has ended.
-fn is_over(pid: Pid, stat: &str) -> bool {
-    is_orphan(pid, stat) && stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
+fn is_nursery(stat: &str) -> bool {
+    parts(stat).is_some_and(|(name, _, _)| name == NURSERY)
+}
+
+/// Whether it is of an orphan that has ended. For our own children somebody waits: they are of our `group`, or lead one, and
+/// are an `iii-vm`, or about to become one.
+fn is_over(pid: Pid, stat: &str, group: Pid) -> bool {
+    parts(stat).is_some_and(|(name, state, of)| {
+        let own = of == group.as_raw() || (of == pid.as_raw() && ["iii-vm", "vm-forker"].contains(&name));
+        state == "Z" && !own
+    })
 }
 
 /// Each is listed by one thread of ours.
@@ -85,14 +92,16 @@ mod tests {
 
     #[test]
     fn only_an_orphan_that_has_ended_is_over() {
-        let is_over = |stat: &str| super::is_over(Pid::from_raw(12), stat);
+        let is_over = |stat: &str| super::is_over(Pid::from_raw(12), stat, Pid::from_raw(7));
         assert!(is_over("12 (iii-nursery) Z 1 12 12 0"));
+        assert!(is_over("12 (a) program) Z 1 12 12 0"));
         assert!(is_over("12 (qemu-system-x86) Z 1 9 12 0"));
         assert!(!is_over("12 (iii-nursery) S 1 12 12 0"));
         // Of libkrun, and of ours.
         assert!(is_over("12 (iii-vm) Z 1 9 12 0"));
         assert!(!is_over("12 (iii-vm) Z 1 12 12 0"));
-        assert!(!is_over("12 (sh) Z 1 9 12 0"));
+        assert!(!is_over("12 (vm-forker) Z 1 12 12 0"));
+        assert!(!is_over("12 (docker-credenti) Z 1 7 12 0"));
         assert!(!is_over("12 (iii-nursery) Z) S 1 9"));
         assert!(!is_over(""));
     }

@@ -1,5 +1,7 @@
 //! A guest whose processors run: commands are obeyed, full disks waited for, the end is observed.
 
+use std::io;
+use std::process::ExitStatus;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -62,14 +64,13 @@ impl Running {
                 hint: Some("free some space on the disk of III_HOME".to_owned()),
                 console_tail: String::new(),
             },
-            // A panicking kernel resets the machine, and so does an orderly reboot.
-            Ok(status) if status.success() && was_reset && ConsoleEnd::of(&console_tail) == ConsoleEnd::KernelPanic => {
-                failed("the guest's kernel panicked".to_owned())
-            }
-            Ok(status) if status.success() => VmExit::Stopped,
+            // A panicking kernel resets the machine, and so does an orderly reboot. Of a fork whose nursery has ended, nobody
+            // tells the status.
+            _ if ended_itself(&status, was_shut_down) => match ConsoleEnd::of(&console_tail) {
+                ConsoleEnd::KernelPanic if was_reset => failed("the guest's kernel panicked".to_owned()),
+                _ => VmExit::Stopped,
+            },
             Ok(status) => failed(format!("QEMU ended with {}: {}", describe(status), self.process.last_message())),
-            // A fork whose nursery has ended: nobody tells its status.
-            Err(_) if was_shut_down && !was_reset => VmExit::Stopped,
             Err(error) => failed(format!("the end of QEMU could not be observed: {error}")),
         }
     }
@@ -94,4 +95,9 @@ impl Running {
         };
         done.unwrap_or_else(|error| VmEvent::CommandFailed(error.answer(command.name())))
     }
+}
+
+/// Whether QEMU ended because its machine did.
+fn ended_itself(status: &io::Result<ExitStatus>, was_shut_down: bool) -> bool {
+    status.as_ref().map_or(was_shut_down, ExitStatus::success)
 }
