@@ -1,5 +1,5 @@
-//! From a spec to a running guest: restored from a snapshot if that was asked for, from a template where possible, else
-//! booted.
+//! From a spec to a running guest: forked or restored from a snapshot if that was asked for, restored from a template where
+//! possible, else booted.
 
 use std::fs::{self, File};
 use std::io;
@@ -82,7 +82,8 @@ impl<'a> Driver<'a> {
         Ok(Self { spec, program, kit, shape, key, snapshot })
     }
 
-    /// Starts the guest and reports its way there, [`VmEvent::Running`] last. QEMU dies with the calling thread.
+    /// Starts the guest and reports its way there, [`VmEvent::Running`] last. QEMU dies with the calling thread; a
+    /// forked one with this process, or when [`Running`] is dropped.
     ///
     /// # Errors
     /// [`QemuError`] when neither a restore nor a cold boot is possible.
@@ -175,11 +176,10 @@ impl<'a> Driver<'a> {
         let monitor = Monitor::new(monitor).map_err(|source| QemuError::Monitor { during: "start", source })?;
         let nodes_made = place.nodes_made + 1;
         let source = Source {
-            memory: born.base,
             top_node: layers::node_name(nodes_made),
             nodes_made,
             forking: Forking::Possible,
-            ..self.source(layers, None, place.ends)
+            ..self.source(layers, born.base, place.ends)
         };
         let mut running = Running { process, monitor, source };
         match self.continue_fork(&mut running, &place.top_node) {

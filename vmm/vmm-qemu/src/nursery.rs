@@ -62,7 +62,7 @@ pub(crate) struct QemuEnds {
     pub(crate) monitor: RawFd,
 }
 
-/// What a child's QEMU gets for its own; our copies close with this.
+/// What a child's QEMU gets copies of, for its own.
 #[derive(Debug)]
 pub(crate) struct ChildEnds<'a> {
     pub(crate) guest: BorrowedFd<'a>,
